@@ -1,0 +1,44 @@
+"""Fusing fine-tuned neural networks, measuring what the fusion kept.
+
+The public names are imported when they are first used: importing the package loads neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "ModelFusionAlgorithm": "fusion_bench.method.base",
+    "TensorMethod": "fusion_bench.method.base",
+    "CheckpointMethod": "fusion_bench.method.base",
+    "Merged": "fusion_bench.method.base",
+    "ModelPool": "fusion_bench.modelpool.base",
+    "open_modelpool": "fusion_bench.modelpool",
+    "open_taskpool": "fusion_bench.taskpool",
+    "Checkpoint": "fusion_bench.checkpoint.base",
+    "open_checkpoint": "fusion_bench.checkpoint.open",
+    "open_member": "fusion_bench.modelpool.members",
+    "save": "fusion_bench.checkpoint.writer",
+    "fuse": "fusion_bench.api",
+    "Settings": "fusion_bench.settings",
+    "FusionError": "fusion_bench.errors",
+    "UserError": "fusion_bench.errors",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    if name[:1].isupper():
+        methods = importlib.import_module("fusion_bench.method")
+        if name in methods.class_names():
+            return getattr(methods, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    methods = importlib.import_module("fusion_bench.method")
+    return sorted([*globals(), *_HOMES, *methods.class_names()])

@@ -1,0 +1,136 @@
+"""Fusing from Python: a pool, checkpoints, state dicts or modules in, the same kind out."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fusion_bench.checkpoint.align import align
+from fusion_bench.checkpoint.base import Checkpoint
+from fusion_bench.errors import ConfigError
+from fusion_bench.method.base import Fused, Inputs, Merged, ModelFusionAlgorithm
+from fusion_bench.progress import Progress
+from fusion_bench.settings import Settings
+
+if TYPE_CHECKING:
+    from fusion_bench.modelpool.base import ModelPool
+
+
+def fuse(
+    method: ModelFusionAlgorithm,
+    models: Any,
+    base: Any = None,
+    *,
+    seed: int = 42,
+    threads: int = 0,
+    dtype: str | None = None,
+    progress: Progress | None = None,
+) -> Any:
+    """Fuses `models` with `method`.
+
+    `models`: a ModelPool, or a mapping from name (a sequence names them ``model_0``, ``model_1`` …) to any of
+    Checkpoint, path, state dict, ``nn.Module``; `base`: one of these (a pool brings its own). The result follows the
+    input: a lazy :class:`Checkpoint` for pools, checkpoints and paths, a dict of tensors for state dicts, a module for
+    modules (a copy of the base or the first model); methods that return more than one checkpoint return what
+    :class:`~fusion_bench.method.base.Fused` says. `dtype`: of floating tensors in the result, in safetensors spelling
+    (``"BF16"``); the base's where None. Inputs are never modified.
+
+    Raises ConfigError where the method and the models do not fit, AlignmentError where the models do not fit one
+    another, NonFiniteError when NaN or infinity is read.
+    """
+    from fusion_bench.modelpool.base import ModelPool
+
+    if isinstance(models, ModelPool):
+        return _result(fuse_pool(method, models, seed=seed, threads=threads, dtype=dtype, progress=progress))
+    named = dict(models) if isinstance(models, Mapping) else {f"model_{i}": m for i, m in enumerate(models)}
+    samples = list(named.values()) + ([base] if base is not None else [])
+    pool = ModelPool(
+        models={name: _checkpoint(model) for name, model in named.items()},
+        base=None if base is None else _checkpoint(base),
+    )
+    fused = fuse_pool(method, pool, seed=seed, threads=threads, dtype=dtype, progress=progress)
+    if not isinstance(fused, Merged):
+        return fused
+    if all(_is_module(sample) for sample in samples):
+        return _module(base if base is not None else samples[0], fused.checkpoint)
+    if all(isinstance(sample, Mapping) and not isinstance(sample, Checkpoint) for sample in samples):
+        return _state_dict(fused.checkpoint)
+    return fused.checkpoint
+
+
+def fuse_pool(
+    method: ModelFusionAlgorithm,
+    pool: ModelPool,
+    *,
+    seed: int = 42,
+    threads: int = 0,
+    dtype: str | None = None,
+    progress: Progress | None = None,
+) -> Fused:
+    """Fuses the models of a pool; everything that can be refused is refused here, before a tensor is read."""
+    check_fit(method, pool)
+    reads = method.reads_models
+    inputs = Inputs(
+        models=pool.models if reads else {"reference": pool.reference},
+        base=pool.base,
+        alignment=pool.alignment if reads else align(None, {"reference": pool.reference}),
+        seed=seed,
+        threads=Settings(threads=threads).workers,
+        progress=progress or Progress(enabled=False),
+        dtype=dtype,
+    )
+    return method.fuse(inputs)
+
+
+def check_fit(method: ModelFusionAlgorithm, pool: ModelPool) -> None:
+    """ConfigError where the method needs what the pool does not have. Reads names only."""
+    if method.needs_base and not pool.has_base:
+        raise ConfigError(
+            f"method={method.key()} works on what the models changed relative to a base, and the pool {pool.name!r} has "
+            "none. Add a folder base/ to the pool (or `_pretrained_` to its models), or take a method without a base, "
+            "such as simple_average."
+        )
+    if method.reads_models and not pool.models:
+        raise ConfigError(
+            f"method={method.key()} fuses models, and the pool {pool.name!r} holds a base alone. Add models to the pool, or "
+            "take method=dummy, which returns the base."
+        )
+    method.check(tuple(pool.models))
+
+
+def _result(fused: Fused) -> Any:
+    return fused.checkpoint if isinstance(fused, Merged) else fused
+
+
+def _checkpoint(model: Any) -> Checkpoint:
+    if isinstance(model, Checkpoint):
+        return model
+    if isinstance(model, (str, Path)):
+        from fusion_bench.modelpool.members import open_member
+
+        return open_member(str(model))
+    from fusion_bench.checkpoint.memory import MemoryCheckpoint
+
+    return MemoryCheckpoint.of_module(model) if _is_module(model) else MemoryCheckpoint(model)
+
+
+def _is_module(model: Any) -> bool:
+    return hasattr(model, "state_dict") and hasattr(model, "parameters")
+
+
+def _state_dict(checkpoint: Checkpoint) -> dict[str, Any]:
+    tensors = {name: checkpoint[name] for name in checkpoint}
+    tensors.update({alias: tensors[name] for alias, name in checkpoint.aliases.items()})
+    return tensors
+
+
+def _module(template: Any, checkpoint: Checkpoint) -> Any:
+    import torch
+
+    module = copy.deepcopy(template)
+    with torch.no_grad():
+        for name, tensor in module.state_dict().items():
+            tensor.copy_(checkpoint[name])
+    return module

@@ -1,0 +1,75 @@
+"""Old spellings of the command line in, today's out. Nothing else knows old spellings."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+
+from fusion_bench.errors import ConfigError, unknown
+
+VERBS = ("list", "show")
+
+# Keys and folders that earlier releases of the benchmark used, and their documentation still shows.
+_OLD_KEYS = {"report_save_path": "save_report", "merged_model_save_path": "save_model"}
+_OLD_FOLDERS = ("Seq2SeqLMPool/", "PeftModelForSeq2SeqLMPool/", "AutoModelForSeq2SeqLMPool/")
+_OLD_PATH = re.compile(r"^(\+{0,2}modelpool\.models\.[^=]+)\.pretrained_model_name_or_path=")
+_INDEX = re.compile(r"^(\+{0,2}modelpool\.models)\.([^.=]+)([^=]*)(=.*)?$", re.DOTALL)
+
+Members = Callable[[str], Sequence[str] | None]
+
+
+def split_verb(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The sub-verb and its arguments, or None where the arguments are a run: options and ``key=value``."""
+    if not arguments or arguments[0].startswith("-") or "=" in arguments[0]:
+        return None, list(arguments)
+    word = arguments[0]
+    if word.startswith(("~", "+")):
+        return None, list(arguments)
+    if word not in VERBS:
+        raise ConfigError(
+            unknown("command", word, VERBS) + " A run takes key=value arguments, as in method=simple_average."
+        )
+    return word, list(arguments[1:])
+
+
+def translate(arguments: Sequence[str], members: Members) -> list[str]:
+    """The arguments in today's spelling, order kept.
+
+    `members` tells the model names of a pool in order when its configuration is a mapping, None when it is a list (or
+    unknown): ``modelpool.models.0.path=x`` becomes ``modelpool.models.<first>.path=x`` for a mapping, and a name
+    becomes an index for a list, which it marks by entries ``<index>:<name>``.
+    """
+    renamed = [_renamed(argument) for argument in arguments]
+    pools = [a.split("=", 1)[1] for a in renamed if a.startswith("modelpool=")]
+    names = members(pools[-1]) if pools and "," not in pools[-1] else members("") if not pools else None
+    return [_placed(argument, names) for argument in renamed]
+
+
+def _renamed(argument: str) -> str:
+    key, equals, value = argument.partition("=")
+    if equals and key.lstrip("+") in _OLD_KEYS:
+        return f"{_OLD_KEYS[key.lstrip('+')]}={value}"
+    if equals and key == "modelpool":
+        for folder in _OLD_FOLDERS:
+            value = value.replace(folder, "")
+        return f"{key}={value}"
+    return _OLD_PATH.sub(r"\1.path=", argument)
+
+
+def _placed(argument: str, names: Sequence[str] | None) -> str:
+    match = _INDEX.match(argument)
+    if names is None or match is None:
+        return argument
+    head, member, tail, value = match.group(1), match.group(2), match.group(3), match.group(4) or ""
+    listed = bool(names) and names[0].startswith("0:")
+    plain = [name.split(":", 1)[1] for name in names] if listed else list(names)
+    if member.isdigit() and not listed:
+        if int(member) >= len(plain):
+            raise ConfigError(
+                f"{argument}: the pool has {len(plain)} models, so the last index is {len(plain) - 1}. "
+                f"They are, in order: {', '.join(plain)}."
+            )
+        return f"{head}.{plain[int(member)]}{tail}{value}"
+    if listed and member in plain:
+        return f"{head}.{plain.index(member)}{tail}{value}"
+    return argument

@@ -1,0 +1,119 @@
+"""A job that is checked and ready to run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fusion_bench.cli.job import Job, place
+from fusion_bench.errors import ConfigError
+
+if TYPE_CHECKING:
+    from fusion_bench.method.base import ModelFusionAlgorithm
+    from fusion_bench.modelpool.base import ModelPool
+    from fusion_bench.taskpool.base import TaskPool
+
+_FILE_DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "float64": "F64"}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A job with its method, its pool and its task pool, all checked."""
+
+    job: Job
+    overrides: Sequence[str]
+    method: ModelFusionAlgorithm
+    pool: ModelPool
+    taskpool: TaskPool
+    pool_key: str
+    task_key: str
+
+    def __post_init__(self) -> None:
+        if self.job.dtype == "float16" and self.taskpool.tasks:
+            raise ConfigError(
+                "dtype=float16: evaluation of text-to-text models overflows in float16. Take float32 or bfloat16; "
+                "to write a float16 model, use taskpool=dummy."
+            )
+
+    @property
+    def references(self) -> bool:
+        """Whether the base and the experts are to be measured beside the fused model."""
+        return bool(getattr(self.taskpool, "references", False))
+
+    @property
+    def output_dtype(self) -> str | None:
+        """Floating dtype of the fused model, in safetensors spelling; None keeps the base's."""
+        return _FILE_DTYPES.get(self.job.dtype)
+
+    @property
+    def label(self) -> str:
+        """The row's name: what was swept, else the method and what of it was changed."""
+        if self.overrides:
+            short = [override.removeprefix("method=").removeprefix("method.") for override in self.overrides]
+            return " ".join(word for word in short if not word.startswith("save_"))
+        changed = [
+            f"{f.name}={getattr(self.method, f.name)}"
+            for f in fields(self.method)  # type: ignore[arg-type]
+            if f.name == "scaling_factor" or getattr(self.method, f.name) != f.default
+        ]
+        return " ".join([self.method.key(), *changed])
+
+    def tokenizers(self) -> list[str | Path]:
+        """Where the tokenizer is looked for, best first: the pool's own choice, else the model's folder, the base's."""
+        if self.pool.tokenizer:
+            return [self.pool.tokenizer]
+        members = [self.pool.reference] if not self.method.reads_models else []
+        if self.pool.base is not None:
+            members.append(self.pool.base)
+        if self.method.reads_models:
+            members += list(self.pool.models.values())
+        return [member.folder for member in members if member.folder is not None]
+
+    def result_bytes(self) -> int:
+        """The size of the fused tensors."""
+        from fusion_bench.checkpoint.base import DTYPE_BYTES
+
+        size = DTYPE_BYTES[self.output_dtype] if self.output_dtype else None
+        infos = self.pool.reference.infos.values()
+        return sum(i.numel * size if size and i.floating else i.nbytes for i in infos)
+
+    def inputs(self) -> dict[str, Any]:
+        """What tells these inputs from others: Hub commit, or size, time and header digest of each file."""
+        members: dict[str, Any] = {}
+        if self.pool.base is not None:
+            members["_pretrained_"] = self.pool.base.identity
+        if self.method.reads_models:
+            members.update({name: model.identity for name, model in self.pool.models.items()})
+        elif self.pool.base is None:
+            members[next(iter(self.pool.models))] = self.pool.reference.identity
+        if self.job.digests:
+            from fusion_bench.report.digests import with_digests
+
+            members = with_digests(members)
+        return members
+
+    def describe(self) -> str:
+        """What would be done, for ``dry_run=true``."""
+        method = asdict(self.method)  # type: ignore[call-overload]
+        lines = [f"method     {self.method.key()} {_shown(method)}".rstrip()]
+        base = "with a base" if self.pool.base is not None else "without a base"
+        lines.append(f"modelpool  {self.pool.name}: {len(self.pool.models)} models, {base}")
+        if self.method.reads_models:
+            alignment = self.pool.alignment
+            entries = sum(alignment.infos[name].numel for name in alignment.names)
+            lines.append(f"tensors    {len(alignment.names)} of {entries:,} entries, all models align")
+        lines.append(f"taskpool   {', '.join(self.taskpool.tasks) or 'dummy (counts parameters)'}")
+        model = place(self.job.save_model)
+        if model is not None:
+            lines.append(f"would save {model} ({self.result_bytes() / 1e6:,.1f} MB)")
+        report = place(self.job.save_report)
+        if report is not None:
+            lines.append(f"would save {report}")
+        lines.append("dry run: nothing was computed or written")
+        return "\n".join(lines)
+
+
+def _shown(values: Mapping[str, Any]) -> str:
+    return " ".join(f"{name}={value}" for name, value in values.items() if value not in (None, (), {}))

@@ -1,0 +1,222 @@
+"""One run of the command: pools and data opened once, jobs executed over them."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from fusion_bench.api import check_fit, fuse_pool
+from fusion_bench.build import build
+from fusion_bench.cli.job import Job, canonical, command_line, outside, place, shard_bytes
+from fusion_bench.cli.plan import Plan
+from fusion_bench.errors import ConfigError
+from fusion_bench.method import method_class, method_modules
+from fusion_bench.method.base import Merged, ModelFusionAlgorithm
+from fusion_bench.modelpool import open_modelpool
+from fusion_bench.progress import Progress
+from fusion_bench.report import outputs, schema
+from fusion_bench.taskpool.model_info import model_info
+
+if TYPE_CHECKING:
+    from fusion_bench.checkpoint.base import Checkpoint
+    from fusion_bench.modelpool.base import ModelPool
+    from fusion_bench.taskpool.base import TaskPool
+
+
+@dataclass
+class Session:
+    """What the jobs of one command share: opened pools, task pools with their data, reference rows."""
+
+    _pools: dict[str, ModelPool] = field(default_factory=dict)
+    _taskpools: dict[str, TaskPool] = field(default_factory=dict)
+    _references: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def plan(self, job: Job, overrides: Sequence[str], sweep: bool) -> Plan:
+        """Everything a job needs, built and checked; reads headers and file names, no tensor."""
+        method = build_method(job.method)
+        pool_key, task_key = canonical(job.modelpool), canonical(job.taskpool)
+        if pool_key not in self._pools:
+            self._pools[pool_key] = open_modelpool(job.modelpool)
+        pool = self._pools[pool_key]
+        if task_key not in self._taskpools:
+            from fusion_bench.taskpool import open_taskpool
+
+            self._taskpools[task_key] = open_taskpool(job.taskpool)
+        taskpool = self._taskpools[task_key]
+        check_fit(method, pool)
+        check_device(job.device)
+        plan = Plan(job, tuple(overrides), method, pool, taskpool, pool_key, task_key)
+        if method.reads_models:
+            _ = pool.alignment
+        elif not plan.references:
+            _ = pool.reference
+        taskpool.check(plan.tokenizers())
+        self._check_outputs(plan)
+        return plan
+
+    def _check_outputs(self, plan: Plan) -> None:
+        job = plan.job
+        shard_bytes(job.shard_size)
+        for key in ("save_report", "save_model", "save_predictions"):
+            path = place(getattr(job, key))
+            if path is not None:
+                outside(path, plan.pool.folder, key)
+        if job.dry_run:
+            return
+        report, predictions, model = place(job.save_report), place(job.save_predictions), place(job.save_model)
+        if report is not None:
+            outputs.check_file(report, "save_report")
+        if predictions is not None:
+            outputs.check_folder(predictions, "save_predictions")
+        if model is not None:
+            from fusion_bench.checkpoint.output import check_space, check_writable
+
+            check_writable(model, overwrite=job.overwrite)
+            check_space(model, plan.result_bytes())
+
+    def execute(self, plans: Sequence[Plan], sweep: bool) -> list[dict[str, Any]]:
+        """Runs checked plans in order; prints the table and writes the report at the end, and on interruption."""
+        reports: list[dict[str, Any]] = []
+        try:
+            for number, plan in enumerate(plans, 1):
+                if sweep and plan.job.progress:
+                    print(f"[{number}/{len(plans)}] {' '.join(plan.overrides)}", file=sys.stderr, flush=True)
+                reports.append(self._run(plan))
+                self._write(plans[0], reports, sweep)
+        finally:
+            if reports:
+                self._print(plans[: len(reports)], reports)
+        return reports
+
+    def _write(self, plan: Plan, reports: Sequence[dict[str, Any]], sweep: bool) -> None:
+        path = place(plan.job.save_report)
+        if path is not None:
+            outputs.write_json(path, {"runs": list(reports)} if sweep else reports[0])
+
+    def _run(self, plan: Plan) -> dict[str, Any]:
+        started = time.perf_counter()
+        job, progress = plan.job, Progress(plan.job.progress)
+        fused = fuse_pool(
+            plan.method, plan.pool, seed=job.seed, threads=job.threads, dtype=plan.output_dtype, progress=progress
+        )
+        if not isinstance(fused, Merged):
+            raise ConfigError(f"method={plan.method.key()} returns several models, which this command cannot save yet.")
+        checkpoint = fused.checkpoint
+        seconds: dict[str, float] = {}
+        if place(job.save_model) is not None:
+            checkpoint = self._save(plan, checkpoint, progress)
+            seconds["save_model"] = round(time.perf_counter() - started, 3)
+        began = time.perf_counter()
+        results = plan.taskpool.evaluate(
+            checkpoint,
+            settings=job.settings,
+            tokenizers=plan.tokenizers(),
+            predictions=place(job.save_predictions),
+            progress=progress,
+        )
+        seconds["evaluate"] = round(time.perf_counter() - began, 3)
+        references = self._reference_rows(plan, progress) if plan.references else None
+        seconds["total"] = round(time.perf_counter() - started, 3)
+        run = self._facts(plan, seconds)
+        run.update(results.pop("run", {}))
+        if references is not None:
+            run["references"] = references
+        info = results.pop("model_info", None) or model_info(checkpoint)
+        return schema.report(info, results, run)
+
+    def _save(self, plan: Plan, checkpoint: Checkpoint, progress: Progress) -> Checkpoint:
+        from fusion_bench.checkpoint.open import open_checkpoint
+        from fusion_bench.checkpoint.writer import save
+        from fusion_bench.modelpool.members import with_ties
+        from fusion_bench.report.card import model_card
+
+        out = place(plan.job.save_model)
+        assert out is not None
+        save(
+            checkpoint,
+            out,
+            threads=plan.job.settings.workers,
+            shard_bytes=shard_bytes(plan.job.shard_size),
+            progress=progress,
+            overwrite=plan.job.overwrite,
+            card=model_card(plan),
+        )
+        print(f"saved {out}", file=sys.stderr)
+        # What is evaluated is what was written.
+        return with_ties(open_checkpoint(out))
+
+    def _reference_rows(self, plan: Plan, progress: Progress) -> dict[str, Any]:
+        """The base on all tasks, and each expert on the task that bears its name."""
+        key = f"{plan.pool_key}\n{plan.task_key}"
+        if key in self._references:
+            return self._references[key]
+        rows: dict[str, Any] = {}
+
+        def measure(checkpoint: Checkpoint, only: Sequence[str] | None) -> dict[str, Any]:
+            found = plan.taskpool.evaluate(
+                checkpoint, settings=plan.job.settings, tokenizers=plan.tokenizers(), only=only, progress=progress
+            )
+            return {name: value for name, value in found.items() if name not in ("model_info", "run")}
+
+        if plan.pool.base is not None:
+            rows["base"] = measure(plan.pool.base, None)
+        own: dict[str, Any] = {}
+        for name, model in plan.pool.models.items():
+            if name in plan.taskpool.tasks:
+                own[name] = measure(model, [name])[name]
+        if own:
+            scores = [schema.primary(result) for result in own.values()]
+            own["average"] = schema.average([score for score in scores if score is not None])
+            rows["individual"] = own
+        self._references[key] = rows
+        return rows
+
+    def _facts(self, plan: Plan, seconds: Mapping[str, float]) -> dict[str, Any]:
+        job = plan.job
+        chosen = {name: value for name, value in asdict(job).items() if name not in ("method", "modelpool", "taskpool")}
+        return {
+            "command": command_line(),
+            "overrides": list(plan.overrides),
+            "method": {"name": plan.method.key(), **asdict(plan.method)},  # type: ignore[call-overload]
+            "modelpool": dict(job.modelpool),
+            "taskpool": dict(job.taskpool),
+            "settings": chosen,
+            "seed": job.seed,
+            "device": job.device,
+            "versions": schema.versions(),
+            "inputs": plan.inputs(),
+            "seconds": dict(seconds),
+            "peak_memory_mb": schema.peak_memory_mb(),
+        }
+
+    def _print(self, plans: Sequence[Plan], reports: Sequence[dict[str, Any]]) -> None:
+        from fusion_bench.report.table import Row, print_table
+
+        rows: list[Row] = []
+        for references in {id(r["run"].get("references")): r["run"].get("references") for r in reports}.values():
+            rows += [Row(label, results, reference=True) for label, results in (references or {}).items()]
+        rows += [Row(plan.label, report) for plan, report in zip(plans, reports, strict=True)]
+        if any(schema.tasks(report) for report in reports):
+            print_table(rows)
+        else:
+            for report in reports:
+                print({"model_info": report["model_info"]})
+
+
+def build_method(values: Mapping[str, Any]) -> ModelFusionAlgorithm:
+    """The algorithm that a configuration names, with its hyperparameters checked. ConfigError where they are wrong."""
+    values = dict(values)
+    name = values.pop("name", None)
+    if name is None:
+        raise ConfigError(f"method.name is missing. Accepted: {', '.join(method_modules())}.")
+    return build(method_class(str(name)), values, "method")
+
+
+def check_device(device: str) -> None:
+    """ConfigError for a device that is none; whether a GPU is there is seen when it is used."""
+    kind, _, index = device.partition(":")
+    if kind not in ("auto", "cpu", "cuda", "mps") or (index and not index.isdigit()) or (index and kind in ("auto",)):
+        raise ConfigError(f"device={device}: unknown device. Accepted: auto, cpu, cuda, cuda:0, cuda:1 …, mps.")

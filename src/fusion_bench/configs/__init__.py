@@ -1,0 +1,1 @@
+"""Configurations as data: no code, no class paths."""

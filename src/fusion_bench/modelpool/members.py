@@ -1,0 +1,63 @@
+"""Opening one member of a pool: a path or Hub name, a full model or an adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fusion_bench.build import build, hyper
+from fusion_bench.checkpoint.base import Checkpoint
+from fusion_bench.checkpoint.hub import resolve
+from fusion_bench.checkpoint.open import is_adapter_folder, is_model_folder, open_checkpoint
+from fusion_bench.errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class Member:
+    """Where a member lies: a local path or a Hub name, and the revision (branch, tag, commit) of the latter."""
+
+    path: str = hyper("", "folder, file or Hub name")
+    revision: str | None = hyper(None, "branch, tag or commit on the Hub")
+
+
+def member(value: Any, where: str) -> Member:
+    """A member as a configuration writes it: a text, or a mapping with `path`. ConfigError names `where`."""
+    if isinstance(value, Mapping):
+        return build(Member, value, where)
+    return build(Member, {"path": value}, where)
+
+
+def open_member(path: str, revision: str | None = None, base: Callable[[], Checkpoint] | None = None) -> Checkpoint:
+    """The checkpoint at a local path or Hub name, with the names that its architecture ties declared as aliases.
+
+    An adapter goes on what `base` opens, else on the base it names itself.
+    """
+    found = resolve(path, revision)
+    folder = Path(found.folder)
+    if folder.is_dir() and is_adapter_folder(folder) and not is_model_folder(folder):
+        under = base() if base is not None else open_member(*adapter_base_of(folder))
+        return open_checkpoint(folder, base=under, commit=found.commit)
+    return with_ties(open_checkpoint(folder, commit=found.commit))
+
+
+def adapter_base_of(folder: Path) -> tuple[str, str | None]:
+    """The base that an adapter folder names: path or Hub name, revision. CheckpointError where it names none."""
+    from fusion_bench.checkpoint.adapter import adapter_base
+
+    reference, revision = adapter_base(folder)
+    if not reference:
+        raise CheckpointError(
+            f"{folder}: the adapter does not name its base (base_model_name_or_path). Put the base into the pool."
+        )
+    return str(reference), revision
+
+
+def with_ties(checkpoint: Checkpoint) -> Checkpoint:
+    """`checkpoint` with the tied weights of its architecture as aliases, so that each is fused and counted once."""
+    from fusion_bench.checkpoint.views import WithAliases
+    from fusion_bench.family import family_of
+
+    aliases = family_of(checkpoint.config).aliases(checkpoint.config).resolve(tuple(checkpoint))
+    return WithAliases(checkpoint, aliases) if aliases else checkpoint

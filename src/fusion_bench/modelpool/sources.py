@@ -1,0 +1,180 @@
+"""Where pools come from: a folder of models, a list of names, the package itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from fusion_bench.build import hyper
+from fusion_bench.checkpoint.base import Checkpoint
+from fusion_bench.checkpoint.hub import resolve
+from fusion_bench.checkpoint.open import is_adapter_folder, is_model_folder
+from fusion_bench.errors import CheckpointError, ConfigError, unknown
+from fusion_bench.modelpool.base import BASE, ModelPool, Opened
+from fusion_bench.modelpool.members import Member, adapter_base_of, member, open_member
+
+Select = tuple[str, ...] | None
+
+
+@dataclass(frozen=True)
+class FolderPool:
+    """A folder that holds ``base/`` and one folder per expert, full models or adapters; names are the folders', sorted.
+
+    A member is a sub-folder with config.json and weights, or with adapter_config.json; hidden folders are none.
+    Without ``base/``, adapters bring the base they name, and full models form a pool without a base.
+    """
+
+    path: str = hyper("", "the folder")
+    select: Select = hyper(None, "the members to take, in this order; null takes all")
+    tokenizer: str | None = hyper(None, "folder or Hub name of the tokenizer; null takes the models' own")
+
+    def open(self) -> ModelPool:
+        if not self.path:
+            raise ConfigError("modelpool.path is missing: the folder that holds base/ and one folder per expert.")
+        root = Path(self.path).expanduser()
+        if not root.is_dir():
+            kind = "a file" if root.exists() else "missing"
+            raise ConfigError(f"modelpool.path={self.path}: {kind}. Give a folder that holds base/ and the experts.")
+        return ModelPool(**_open_folder(root, self.select, self.tokenizer, str(root)))
+
+
+@dataclass(frozen=True)
+class EmbeddedPool:
+    """A miniature pool that the package brings along, to be used offline."""
+
+    name: Literal["mini_t5_glue_lora16"] = hyper("mini_t5_glue_lora16", "which one")
+    select: Select = hyper(None, "the members to take, in this order; null takes all")
+    tokenizer: str | None = hyper(None, "folder or Hub name of the tokenizer; null takes the pool's own")
+
+    def open(self) -> ModelPool:
+        import fusion_bench.zoo
+
+        root = Path(fusion_bench.zoo.__file__).parent / self.name
+        return ModelPool(**_open_folder(root, self.select, self.tokenizer, self.name))
+
+
+@dataclass(frozen=True)
+class ListedPool:
+    """Models by name, each a path or Hub name; the base is called ``_pretrained_``.
+
+    `models` is a mapping from name to path (or to ``{path, revision}``), or a list of ``{name, path}``.
+    """
+
+    models: Any = hyper(None, "name -> path or {path, revision}; or a list of {name, path}")
+    select: Select = hyper(None, "the members to take, in this order; null takes all")
+    tokenizer: str | None = hyper(None, "folder or Hub name of the tokenizer; null takes the models' own")
+
+    def open(self) -> ModelPool:
+        return ModelPool(**self.arguments())
+
+    def arguments(self) -> dict[str, Any]:
+        """What :class:`ModelPool` is made with."""
+        members = _members(self.models)
+        base = members.pop(BASE, None)
+        chosen = _select(members, self.select)
+        opened = None if base is None else partial(_open_base, base)
+        if not chosen and opened is None:
+            raise ConfigError("modelpool.models is empty: give at least one model, as in {cola: PATH}.")
+        return _pool(chosen, opened, "modelpool.models", self.tokenizer, None)
+
+
+def _members(models: Any) -> dict[str, Member]:
+    if isinstance(models, Mapping):
+        found = {str(name): member(value, f"modelpool.models.{name}") for name, value in models.items()}
+    elif isinstance(models, Sequence) and not isinstance(models, str):
+        found = {}
+        for index, item in enumerate(models):
+            where = f"modelpool.models.{index}"
+            if not isinstance(item, Mapping):
+                item = {"path": item}
+            name = str(item.get("name") or Path(str(item.get("path", index))).name)
+            if name in found:
+                raise ConfigError(f"{where}.name={name}: the name is taken. Each model needs its own.")
+            found[name] = member({key: value for key, value in item.items() if key != "name"}, where)
+    else:
+        raise ConfigError("modelpool.models is missing: a mapping from name to path, or a list of {name, path}.")
+    for name, entry in found.items():
+        if not entry.path:
+            raise ConfigError(f"modelpool.models.{name}.path is missing: a folder, a file or a Hub name.")
+    return found
+
+
+def _open_folder(root: Path, select: Select, tokenizer: str | None, name: str) -> dict[str, Any]:
+    members: dict[str, Member] = {}
+    broken = []
+    for folder in sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")):
+        if is_model_folder(folder) or is_adapter_folder(folder):
+            members[folder.name] = Member(str(folder))
+        elif (folder / "config.json").is_file():
+            broken.append(folder.name)
+    if broken:
+        raise CheckpointError(
+            f"{root}: {', '.join(broken)} hold a config.json but no weights (model.safetensors, its shards, or "
+            "pytorch_model.bin). Fetch them again, or move these folders out of the pool."
+        )
+    base = members.pop("base", None)
+    if not members and base is None:
+        raise ConfigError(
+            f"modelpool.path={root}: no models in it. A pool holds base/ and one folder per expert, each with config.json "
+            "and weights, or with adapter_config.json."
+        )
+    chosen = _select(members, select)
+    return _pool(chosen, None if base is None else partial(_open_base, base), name, tokenizer, root)
+
+
+def _select(members: Mapping[str, Member], select: Select) -> dict[str, Member]:
+    if select is None:
+        return dict(members)
+    strangers = [name for name in select if name not in members]
+    if strangers:
+        raise ConfigError("\n".join(unknown("member", name, members, "modelpool.select") for name in strangers))
+    return {name: members[name] for name in select}
+
+
+def _pool(
+    members: Mapping[str, Member], base: Any, name: str, tokenizer: str | None, folder: Path | None
+) -> dict[str, Any]:
+    """The arguments of the ModelPool: adapters open over the pool's one base, which is opened at most once."""
+    if base is None:
+        base = _named_by_adapters(members)
+    opened = Opened({} if base is None else {BASE: base})
+
+    def opener(entry: Member) -> Checkpoint:
+        return open_member(entry.path, entry.revision, partial(opened.__getitem__, BASE) if opened else None)
+
+    return {
+        "models": {key: partial(opener, entry) for key, entry in members.items()},
+        "base": partial(opened.__getitem__, BASE) if opened else None,
+        "name": name,
+        "tokenizer": tokenizer,
+        "folder": folder,
+    }
+
+
+def _named_by_adapters(members: Mapping[str, Member]) -> Any:
+    """What opens the base that the adapters among the members name; None where there are none."""
+    named: dict[tuple[str, str | None], list[str]] = {}
+    for name, entry in members.items():
+        found = Path(resolve(entry.path, entry.revision).folder)
+        if found.is_dir() and is_adapter_folder(found) and not is_model_folder(found):
+            named.setdefault(adapter_base_of(found), []).append(name)
+    if len(named) > 1:
+        lines = [f"  {path}: {', '.join(names)}" for (path, _), names in named.items()]
+        raise ConfigError(
+            "the adapters of the pool name different bases:\n" + "\n".join(lines) + "\nPut the right one into the pool "
+            "as base/ (or as `_pretrained_`), or choose members with modelpool.select."
+        )
+    if not named:
+        return None
+    (path, revision), _ = next(iter(named.items()))
+    return partial(_open_base, Member(path, revision))
+
+
+def _open_base(entry: Member) -> Checkpoint:
+    try:
+        return open_member(entry.path, entry.revision)
+    except CheckpointError as error:
+        raise CheckpointError(f"base: {error}") from error

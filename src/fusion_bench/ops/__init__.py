@@ -1,0 +1,1 @@
+"""Pure functions on tensors; the only door to torch for the methods."""

@@ -1,0 +1,1 @@
+"""Reports: their schema, their tables, their files."""

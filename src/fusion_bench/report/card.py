@@ -1,0 +1,35 @@
+"""The model card that is saved beside a fused model."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from fusion_bench.report import schema
+
+if TYPE_CHECKING:
+    from fusion_bench.cli.plan import Plan
+
+
+def model_card(plan: Plan) -> str:
+    """Method, hyperparameters and sources as Markdown with the front matter that the Hub reads."""
+    import yaml
+
+    sources = {"base": plan.pool.base, **(plan.pool.models if plan.method.reads_models else {})}
+    lines = []
+    for name, checkpoint in sources.items():
+        if checkpoint is not None:
+            identity = checkpoint.identity
+            where = identity.get("source") or identity.get("path") or "in memory"
+            commit = f" at `{identity['commit']}`" if identity.get("commit") else ""
+            lines.append(f"- {name}: `{where}`{commit}")
+    front = yaml.safe_dump({"library_name": "transformers", "tags": ["merge", "fusion_bench"]}, sort_keys=False)
+    values = yaml.safe_dump(
+        {"method": plan.method.key(), **asdict(plan.method), "seed": plan.job.seed}, sort_keys=False
+    )  # type: ignore[call-overload]
+    version = schema.versions().get("fusion-bench", "")
+    return (
+        f"---\n{front}---\n\n# {plan.method.key()} of {plan.pool.name.rstrip('/').rsplit('/', 1)[-1]}\n\n"
+        f"Fused with fusion_bench {version}. Source of the method: {plan.method.source}.\n\n"
+        f"```yaml\n{values}```\n\n## Models\n\n" + "\n".join(lines) + "\n"
+    )

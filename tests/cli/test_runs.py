@@ -1,0 +1,172 @@
+"""Whole runs on the embedded pool and on folders: outputs, sweeps, references, dry runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SMALL = (
+    "taskpool=mini-t5_glue_text_generation",
+    "taskpool.split=validation",
+    "taskpool.limit=8",
+    "taskpool.select=[sst2,stsb]",
+    "threads=1",
+)
+
+
+def test_report_and_table(command: Callable[..., Any], tmp_path: Path) -> None:
+    ran = command("method=task_arithmetic", *SMALL, "save_report=report.json", "save_predictions=answers")
+    assert ran.status == 0, ran.err
+    report = json.loads((tmp_path / "report.json").read_text(), parse_constant=pytest.fail)
+    assert list(report) == ["model_info", "sst2", "stsb", "average", "run"]
+    run = report["run"]
+    assert run["schema"] == 1
+    assert run["method"] == {"name": "task_arithmetic", "scaling_factor": 0.3}
+    assert run["seed"] == 42
+    assert {"python", "torch", "transformers", "fusion-bench"} <= set(run["versions"])
+    assert set(run["inputs"]) == {"_pretrained_", "cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "stsb"}
+    assert report["sst2"]["n"] == 8
+    rows = [json.loads(line) for line in (tmp_path / "answers" / "sst2.jsonl").read_text().splitlines()]
+    assert len(rows) == 8
+    assert {"id", "prompt_digest", "output", "target"} <= set(rows[0])
+    correct = sum(row["output"] == row["target"] for row in rows)
+    assert report["sst2"]["accuracy"] == correct / 8
+    assert "average" in ran.out
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["answers", "report.json"]
+
+
+def test_sweep_is_one_table_and_one_report(command: Callable[..., Any], tmp_path: Path) -> None:
+    ran = command(
+        "-m", "method=task_arithmetic", "method.scaling_factor=0.0,0.3", *SMALL, "save_report=sweep.json",
+        "save_model=models/${method.scaling_factor}", "taskpool.references=true",
+    )  # fmt: skip
+    assert ran.status == 0, ran.err
+    runs = json.loads((tmp_path / "sweep.json").read_text())["runs"]
+    assert [run["run"]["overrides"] for run in runs] == [
+        ["method.scaling_factor=0.0", "save_model=models/${method.scaling_factor}"][:1],
+        ["method.scaling_factor=0.3"],
+    ]
+    references = runs[0]["run"]["references"]
+    # The base and the merge with factor 0 are one model.
+    for task in ("sst2", "stsb"):
+        metric = "accuracy" if task == "sst2" else "spearman_rho"
+        assert references["base"][task][metric] == runs[0][task][metric]
+    assert set(references["individual"]) == {"sst2", "stsb", "average"}
+    assert sorted(p.name for p in (tmp_path / "models").iterdir()) == ["0.0", "0.3"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["models", "sweep.json"]
+    lines = ran.out.splitlines()
+    starts = ("base", "individual", "scaling_factor=0.0", "scaling_factor=0.3", "n", "standard error")
+    for start in starts:
+        assert any(line.strip().startswith(start) for line in lines), ran.out
+
+
+def test_sweep_over_methods(command: Callable[..., Any]) -> None:
+    ran = command("-m", "method=dummy,simple_average,ties_merging", *SMALL)
+    assert ran.status == 0, ran.err
+    assert [line.split()[0] for line in ran.out.splitlines() if line.strip()][2:5] == [
+        "dummy",
+        "simple_average",
+        "ties_merging",
+    ]
+
+
+def test_sweep_refuses_one_folder_for_all(command: Callable[..., Any], tmp_path: Path) -> None:
+    ran = command("-m", "method=dummy,simple_average", "save_model=out")
+    assert ran.status == 2
+    assert "${method.name}" in ran.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_bad_value_stops_a_sweep_before_it_begins(command: Callable[..., Any], tmp_path: Path) -> None:
+    ran = command("-m", "method=ties_merging", "method.threshold=20,300", "save_report=r.json")
+    assert ran.status == 2
+    assert "300" in ran.err
+    assert not (tmp_path / "r.json").exists()
+
+
+def test_another_launcher_can_be_chosen(command: Callable[..., Any]) -> None:
+    ran = command("-m", "method=dummy,simple_average", "hydra/launcher=basic")
+    assert ran.status == 0, ran.err
+    assert ran.out.count("model_info") == 2
+
+
+def test_dry_run_writes_nothing(command: Callable[..., Any], tmp_path: Path) -> None:
+    ran = command("method=ties_merging", "dry_run=true", "save_model=out", "save_report=r/x.json", *SMALL)
+    assert ran.status == 0, ran.err
+    assert "nothing was computed" in ran.out
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("value", ["false", "null"])
+def test_report_can_be_switched_off(command: Callable[..., Any], tmp_path: Path, value: str) -> None:
+    ran = command("method=dummy", f"save_report={value}")
+    assert ran.status == 0, ran.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_saved_model_loads_and_agrees(command: Callable[..., Any], pool: Path, tmp_path: Path) -> None:
+    import torch
+    from transformers import AutoModelForSeq2SeqLM
+
+    ran = command("modelpool=folder", f"modelpool.path={pool}", "save_model=out", "shard_size=20KB")
+    assert ran.status == 0, ran.err
+    merged = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "out").state_dict()
+    experts = [AutoModelForSeq2SeqLM.from_pretrained(pool / name).state_dict() for name in "abc"]
+    for name, tensor in merged.items():
+        mean = torch.stack([expert[name].double() for expert in experts]).mean(0)
+        torch.testing.assert_close(tensor.double(), mean, rtol=1e-6, atol=1e-7)
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["tie_word_embeddings"] is False
+    assert len(list((tmp_path / "out").glob("model-*.safetensors"))) > 1
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "simple_average" in card
+
+
+def test_full_digests_on_request(command: Callable[..., Any], pool: Path, tmp_path: Path) -> None:
+    import hashlib
+
+    arguments = ("modelpool=folder", f"modelpool.path={pool}", "save_report=r.json", "digests=true")
+    assert command(*arguments).status == 0
+    text = (tmp_path / "r.json").read_text()
+    for name in ("base", "a", "b", "c"):
+        assert hashlib.sha256((pool / name / "model.safetensors").read_bytes()).hexdigest() in text
+
+
+def test_pool_from_a_yaml_file(command: Callable[..., Any], pool: Path, tmp_path: Path) -> None:
+    (tmp_path / "my.yaml").write_text(
+        f"models:\n  - {{name: _pretrained_, path: {pool}/base}}\n  - {{name: x, path: {pool}/a}}\n"
+    )
+    ran = command("modelpool=./my.yaml", "modelpool.models.1.path=" + str(pool / "b"), "save_model=out")
+    assert ran.status == 0, ran.err
+    again = command("modelpool=./my.yaml", f"modelpool.models.x.path={pool}/b", "save_model=out2")
+    assert again.status == 0, again.err
+    first, second = (tmp_path / out / "model.safetensors" for out in ("out", "out2"))
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_pool_without_base(command: Callable[..., Any], pool: Path) -> None:
+    import shutil
+
+    shutil.rmtree(pool / "base")
+    assert command("modelpool=folder", f"modelpool.path={pool}").status == 0
+    ran = command("modelpool=folder", f"modelpool.path={pool}", "method=task_arithmetic")
+    assert ran.status == 2
+    assert "base" in ran.err
+
+
+def test_config_dir_adds_pools(command: Callable[..., Any], pool: Path, tmp_path: Path) -> None:
+    (tmp_path / "own" / "modelpool").mkdir(parents=True)
+    (tmp_path / "own" / "modelpool" / "mine.yaml").write_text(f"type: folder\npath: {pool}\n")
+    ran = command("--config-dir", "own", "modelpool=mine", "dry_run=true")
+    assert ran.status == 0, ran.err
+    assert "3 models" in ran.out
+
+
+def test_completion_offers_methods(command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COMP_LINE", "fusion_bench method=ti")
+    monkeypatch.setenv("COMP_POINT", str(len("fusion_bench method=ti")))
+    ran = command("-sc", "query=bash")
+    assert "method=ties_merging" in ran.out
