@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 # Before anything reads them: huggingface_hub looks at its environment once, when it is imported.
@@ -159,6 +160,12 @@ def glue(tmp_path_factory: pytest.TempPathFactory) -> Path:
         rows = tasks.load(task, "validation")[:6]
         pq.write_table(pa.Table.from_pylist(rows), root / "glue" / task / f"{split}-00000-of-00001.parquet")
     return root
+
+
+@pytest.fixture
+def tiny() -> SimpleNamespace:
+    """Makers of tiny models: `t5(seed, untied)`, `lora(model, folder, seed, base)`, `perturbed(model, seed)`."""
+    return SimpleNamespace(t5=tiny_t5, lora=save_lora, perturbed=perturbed)
 
 
 @pytest.fixture

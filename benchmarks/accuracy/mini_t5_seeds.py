@@ -100,7 +100,10 @@ def main() -> None:
             result = run(pool, options.split)
             own = {task: result["experts"][task][task] for task in TASKS}
             n = SIZES[options.split]
-            result["standard_errors"] = {"base": standard_errors(result["base"], n), "own_experts": standard_errors(own, n)}
+            result["standard_errors"] = {
+                "base": standard_errors(result["base"], n),
+                "own_experts": standard_errors(own, n),
+            }
             results[str(seed)] = result
             report = {"suite": VERSION, "split": options.split, "n_per_task": n, "seeds": results}
             options.out.write_text(json.dumps(report, indent=1, sort_keys=True) + "\n")

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from fusion_bench.taskpool.templates import template
 from fusion_bench.zoo import MINI_T5, text
 from fusion_bench.zoo.text import auxiliary, corpus, evaluation, model, tokenizer, training
-from fusion_bench.zoo.text.prompts import TARGETS, render
+from fusion_bench.zoo.text.prompts import render
 
 torch = pytest.importorskip("torch")
 N = 160
@@ -43,7 +44,8 @@ def test_shipped_tokenizer_is_the_one_of_the_recipe(words) -> None:
 
 
 def test_every_target_round_trips(words) -> None:
-    targets = [word for task in TARGETS.values() for word in task] + [f"{tenth / 10:.1f}" for tenth in range(51)]
+    targets = [word for task in text.TASKS for word in template(task).targets or ()]
+    targets += [f"{tenth / 10:.1f}" for tenth in range(51)]
     for target in targets:
         assert words.decode(words(target)["input_ids"], skip_special_tokens=True) == target
 
@@ -64,7 +66,12 @@ def test_corpus_of_the_base_has_no_unknown_tokens(words) -> None:
 
 
 def test_corpus_never_shows_a_reported_text() -> None:
-    reported = {render(task, row)[0] for task in text.TASKS for split in ("validation", "test") for row in text.load(task, split)}
+    reported = {
+        render(task, row)[0]
+        for task in text.TASKS
+        for split in ("validation", "test")
+        for row in text.load(task, split)
+    }
     assert not reported & {prompt for prompt, _ in corpus.pretraining(0, 10_000)}
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -14,6 +13,7 @@ from fusion_bench.checkpoint.base import Checkpoint, TensorInfo
 from fusion_bench.checkpoint.dtypes import torch_dtype
 from fusion_bench.errors import NonFiniteError
 from fusion_bench.method.base import Inputs, TensorMethod
+from fusion_bench.ops.scratch import SCRATCH
 from fusion_bench.parallel import one_torch_thread, ordered_map
 
 # Slices begin at multiples of this many entries, whatever the threads or the memory: the position of an entry inside
@@ -22,22 +22,7 @@ BLOCK = 1 << 19
 
 # A sampled pass reads this many pieces of each slice: several short ones, since neighbouring entries resemble another.
 _PIECES = 4
-_SAMPLE_ENTRIES = 1 << 19
-
-
-@dataclass
-class _Buffers(threading.local):
-    """Reused memory of one worker, by role: fresh allocations of this size would cost page faults every time."""
-
-    held: dict[tuple[str, torch.dtype], torch.Tensor] = field(default_factory=dict)
-
-    def take(self, role: str, numel: int, dtype: torch.dtype) -> torch.Tensor:
-        buffer = self.held.get((role, dtype))
-        if buffer is None or buffer.numel() < numel:
-            buffer = torch.empty(max(numel, BLOCK), dtype=dtype)
-            if numel <= BLOCK:
-                self.held[role, dtype] = buffer
-        return buffer[:numel]
+_SAMPLE_ENTRIES = 1 << 18
 
 
 class StreamSlot:
@@ -83,11 +68,11 @@ class StreamSlot:
     def _read(self, source: Checkpoint, role: str) -> torch.Tensor:
         stored = torch_dtype(source.info(self.name).dtype)
         numel = self.stop - self.start
-        raw = self._run.buffers.take(role, numel, stored)
+        raw = SCRATCH.take(role, numel, stored)
         source.read_into(self.name, self.start, raw)
         if stored == self._dtype:
             return raw
-        wide = self._run.buffers.take(role, numel, self._dtype)
+        wide = SCRATCH.take(role, numel, self._dtype)
         return wide.copy_(raw)
 
 
@@ -101,7 +86,6 @@ class MergedCheckpoint(Checkpoint):
     def __init__(self, method: TensorMethod, inputs: Inputs) -> None:
         self.method = method
         self.inputs = inputs
-        self.buffers = _Buffers()
         self._lock = threading.Lock()
         self._state: Any = None
         self._surveyed = False

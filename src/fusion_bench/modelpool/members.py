@@ -51,7 +51,9 @@ def adapter_base_of(folder: Path) -> tuple[str, str | None]:
         raise CheckpointError(
             f"{folder}: the adapter does not name its base (base_model_name_or_path). Put the base into the pool."
         )
-    return str(reference), revision
+    # Two adapters may write one folder differently: ../base, an absolute path.
+    local = Path(reference)
+    return str(local.resolve() if local.exists() else reference), revision
 
 
 def with_ties(checkpoint: Checkpoint) -> Checkpoint:

@@ -158,7 +158,10 @@ def _named_by_adapters(members: Mapping[str, Member]) -> Any:
     """What opens the base that the adapters among the members name; None where there are none."""
     named: dict[tuple[str, str | None], list[str]] = {}
     for name, entry in members.items():
-        found = Path(resolve(entry.path, entry.revision).folder)
+        try:
+            found = Path(resolve(entry.path, entry.revision).folder)
+        except CheckpointError:
+            continue  # said when the member is opened, with all others that are missing
         if found.is_dir() and is_adapter_folder(found) and not is_model_folder(found):
             named.setdefault(adapter_base_of(found), []).append(name)
     if len(named) > 1:

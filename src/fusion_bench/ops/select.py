@@ -10,7 +10,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+
+from fusion_bench.ops.scratch import SCRATCH
 
 # Inside a bracket at most this share of a slice is kept; more means the bracket was badly placed.
 _SHARE = 1 / 6
@@ -80,20 +83,23 @@ def bracket(sample: torch.Tensor, weights: torch.Tensor, count: int, keep: int) 
 
 
 def tally(magnitudes: torch.Tensor, within: Bracket) -> Tally:
-    """Counts one slice of magnitudes against a bracket."""
+    """Counts one slice of magnitudes (1-D, on the CPU) against a bracket."""
     if within.low == 0.0 and within.high == math.inf:
         return Tally(0, magnitudes.numel(), magnitudes.clone())
-    not_below = magnitudes >= within.low
-    if within.high == math.inf:
-        at_least = 0
-        inside = not_below
-    else:
-        at_least = int(torch.count_nonzero(magnitudes >= within.high))
-        inside = not_below.logical_and_(magnitudes < within.high)
-    count = int(torch.count_nonzero(inside))
-    if within.single or count > max(64, magnitudes.numel() * _SHARE):
-        return Tally(at_least, count, None)
-    return Tally(at_least, count, magnitudes[inside])
+    # NumPy compares, counts and compresses several times faster than torch does on one thread.
+    values = magnitudes.numpy()
+    inside = SCRATCH.like("inside", magnitudes, torch.bool).numpy()
+    np.greater_equal(values, values.dtype.type(within.low), out=inside)
+    above = 0
+    if within.high != math.inf:
+        below = SCRATCH.like("below", magnitudes, torch.bool).numpy()
+        np.less(values, values.dtype.type(within.high), out=below)
+        above = below.size - int(np.count_nonzero(below))
+        np.logical_and(inside, below, out=inside)
+    count = int(np.count_nonzero(inside))
+    if within.single or count > max(64, values.size * _SHARE):
+        return Tally(above, count, None)
+    return Tally(above, count, torch.from_numpy(values[inside]))
 
 
 def resolve(tallies: list[Tally], within: Bracket) -> Cut | Bracket | None:
@@ -110,8 +116,9 @@ def resolve(tallies: list[Tally], within: Bracket) -> Cut | Bracket | None:
         return None
     values = torch.cat([t.values for t in tallies if t.values is not None])
     wanted = within.keep - above
-    value = float(torch.kthvalue(values, values.numel() - wanted + 1).values)
-    larger = int(torch.count_nonzero(values > value))
+    place = values.numel() - wanted
+    value = float(np.partition(values.numpy(), place)[place])
+    larger = int(np.count_nonzero(values.numpy() > value))
     return Cut(value, wanted - larger)
 
 
@@ -127,7 +134,8 @@ def edges(within: Bracket) -> torch.Tensor:
 
 def count_at(magnitudes: torch.Tensor, at: torch.Tensor) -> list[int]:
     """How many magnitudes are at least each edge."""
-    return [int(torch.count_nonzero(magnitudes >= edge)) for edge in at]
+    values = magnitudes.numpy()
+    return [int(np.count_nonzero(values >= edge)) for edge in at.numpy()]
 
 
 def narrowed(counts: list[list[int]], at: torch.Tensor, within: Bracket) -> Bracket:

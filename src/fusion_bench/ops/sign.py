@@ -8,6 +8,8 @@ from typing import Literal
 
 import torch
 
+from fusion_bench.ops.scratch import SCRATCH
+
 MergeFunction = Literal["sum", "mean", "max"]
 
 
@@ -33,14 +35,15 @@ def collect(
     weighted_signs: bool,
     count_weights: bool,
 ) -> Votes:
-    """Reads each delta once. `weights` multiply what is merged, and what elects where `weighted_signs` is set;
-    `count_weights` lets a mean divide by the weights of the agreeing models, else by their number."""
+    """Reads each delta once; the result lives in scratch memory and is overwritten by the worker's next call.
+
+    `weights` multiply what is merged, and what elects where `weighted_signs` is set;
+    `count_weights` lets a mean divide by the weights of the agreeing models, else by their number.
+    """
     votes: Votes | None = None
     for delta, weight in zip(deltas, weights, strict=True):
         if votes is None:
-            votes = Votes(torch.zeros_like(delta), torch.zeros_like(delta), torch.zeros_like(delta), None, None)
-            if merge_func == "mean":
-                votes.for_positive, votes.for_negative = torch.zeros_like(delta), torch.zeros_like(delta)
+            votes = _no_votes(delta, merge_func == "mean")
         turned = weight < 0 and not weighted_signs
         if not weighted_signs:
             votes.total.add_(delta)
@@ -48,27 +51,36 @@ def collect(
             delta = delta.mul_(weight)
         if weighted_signs:
             votes.total.add_(delta)
-        # A negative weight turns an entry round, yet it belongs to the sign that it was elected by.
-        towards_positive, towards_negative = delta.clamp(min=0), delta.clamp(max=0)
+        towards_positive = torch.clamp(delta, min=0, out=SCRATCH.like("towards positive", delta))
+        towards_negative = torch.clamp(delta, max=0, out=SCRATCH.like("towards negative", delta))
         if turned:
+            # A negative weight turns an entry round, yet it belongs to the sign that it was elected by.
             towards_positive, towards_negative = towards_negative, towards_positive
-        if votes.for_positive is not None and votes.for_negative is not None:
-            behind = weight if count_weights else 1.0
-            votes.for_positive.add_((towards_positive != 0).to(delta.dtype), alpha=behind)
-            votes.for_negative.add_((towards_negative != 0).to(delta.dtype), alpha=behind)
         if merge_func == "max":
             torch.maximum(votes.positive, towards_positive, out=votes.positive)
             torch.minimum(votes.negative, towards_negative, out=votes.negative)
         else:
             votes.positive.add_(towards_positive)
             votes.negative.add_(towards_negative)
+        if votes.for_positive is not None and votes.for_negative is not None:
+            behind = weight if count_weights else 1.0
+            votes.for_positive.add_(towards_positive.sign_().abs_(), alpha=behind)
+            votes.for_negative.add_(towards_negative.sign_().abs_(), alpha=behind)
     if votes is None:
         raise ValueError("no deltas to merge")
     return votes
 
 
+def _no_votes(like: torch.Tensor, count: bool) -> Votes:
+    def zeros(role: str) -> torch.Tensor:
+        return SCRATCH.like(role, like).zero_()
+
+    behind = (zeros("for positive"), zeros("for negative")) if count else (None, None)
+    return Votes(zeros("total"), zeros("positive"), zeros("negative"), *behind)
+
+
 def elect(votes: Votes, at_zero: Literal["none", "positive", "negative"]) -> torch.Tensor:
-    """The merged delta: per coordinate the sum, mean or largest entry of the elected sign.
+    """The merged delta: per coordinate the sum, mean or largest entry of the elected sign. Overwrites the votes.
 
     `at_zero` decides coordinates whose total is exactly 0: no update, or the entries of one sign.
     """
@@ -76,9 +88,13 @@ def elect(votes: Votes, at_zero: Literal["none", "positive", "negative"]) -> tor
     if votes.for_positive is not None and votes.for_negative is not None:
         positive = _mean(positive, votes.for_positive)
         negative = _mean(negative, votes.for_negative)
-    up = votes.total >= 0 if at_zero == "positive" else votes.total > 0
-    down = votes.total <= 0 if at_zero == "negative" else votes.total < 0
-    return positive.masked_fill_(~up, 0).add_(negative.masked_fill_(~down, 0))
+    elected = votes.total.sign_()
+    if at_zero != "none":
+        elected.add_(0.5 if at_zero == "positive" else -0.5).sign_()
+    # Products with 0 and 1 choose a side several times faster than masks do.
+    up = torch.clamp(elected, min=0, out=SCRATCH.like("towards positive", elected))
+    positive.mul_(up)
+    return positive.addcmul_(negative, up.sub_(elected))
 
 
 def _mean(total: torch.Tensor, behind: torch.Tensor) -> torch.Tensor:

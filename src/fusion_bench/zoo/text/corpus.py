@@ -13,7 +13,7 @@ from typing import Final
 
 from . import auxiliary
 from .prompts import render, target
-from .tasks import SEED, SIZES, TASKS, drafts, load
+from .tasks import TASKS, drafts, load
 
 AUXILIARY: Final = 0.2
 NOISE: Final = 0.03
@@ -49,6 +49,3 @@ def pretraining(seed: int, count: int) -> Iterator[Pair]:
 def finetuning(task: str) -> list[Pair]:
     """Prompts with targets of the train split."""
     return [render(task, row) for row in load(task, "train")]
-
-
-__all__ = ["CONTRARY", "NOISE", "SEED", "SIZES", "finetuning", "pretraining"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from .prompts import render
 from .tasks import TASKS, load
@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 MAX_LENGTH: Final = 10
 
 
-def greedy(model: torch.nn.Module, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str], batch: int = 320) -> list[str]:
+def greedy(
+    model: torch.nn.Module, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str], batch: int = 320
+) -> list[str]:
     """Greedy answers of at most MAX_LENGTH tokens, the start token counted.
 
     Equal to ``generate(do_sample=False, num_beams=1, max_length=10)``; batches are sorted by length.
@@ -36,7 +38,7 @@ def greedy(model: torch.nn.Module, tokenizer: PreTrainedTokenizerFast, prompts: 
     return answers
 
 
-def _decode(model: torch.nn.Module, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def _decode(model: Any, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     import torch
 
     states = model.get_encoder()(input_ids=ids, attention_mask=mask)
@@ -73,7 +75,11 @@ def _number(text: str) -> float:
 
 
 def score(
-    model: torch.nn.Module, tokenizer: PreTrainedTokenizerFast, split: str, tasks: Sequence[str] = TASKS, limit: int | None = None
+    model: torch.nn.Module,
+    tokenizer: PreTrainedTokenizerFast,
+    split: str,
+    tasks: Sequence[str] = TASKS,
+    limit: int | None = None,
 ) -> dict[str, float]:
     """The primary metric of each task, as a fraction."""
     scores: dict[str, float] = {}

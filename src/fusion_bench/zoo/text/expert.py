@@ -55,8 +55,9 @@ def finetune(
 
 def save_adapter(model: torch.nn.Module, folder: Path, dtype: torch.dtype) -> None:
     """A PEFT folder which finds its base beside itself, wherever the pool is copied to."""
+    saved: Any = model.to(dtype)
     with whole(folder) as part:
-        model.to(dtype).save_pretrained(part)  # type: ignore[operator]
+        saved.save_pretrained(part)
         path = part / "adapter_config.json"
         config = json.loads(path.read_text())
         config["base_model_name_or_path"] = "../base"

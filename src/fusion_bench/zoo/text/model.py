@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -37,7 +38,9 @@ def build(vocabulary_size: int, seed: int) -> T5ForConditionalGeneration:
     from transformers import T5Config, T5ForConditionalGeneration
 
     torch.manual_seed(seed)
-    config = T5Config(vocab_size=vocabulary_size, tie_word_embeddings=False, **SHAPE)
+    # Through a dictionary: the argument is accepted, yet no field of the class.
+    settings: dict[str, Any] = {**SHAPE, "vocab_size": vocabulary_size, "tie_word_embeddings": False}
+    config = T5Config(**settings)
     model = T5ForConditionalGeneration(config)
     _untie(model)
     with torch.no_grad():
@@ -54,12 +57,13 @@ def _divide(model: T5ForConditionalGeneration) -> None:
     backwards, from 16 on forwards.
     """
     config = model.config
-    bias = model.encoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight
+    blocks: Any = model.encoder.block
+    bias = blocks[0].layer[0].SelfAttention.relative_attention_bias.weight
     bias[1, 0], bias[17, 1] = 4.0, 4.0
     bias[0:5, 2:] -= 5.0
     bias[17:21, 2:] -= 5.0
     near = 2 * config.d_kv
-    for block in model.encoder.block:
+    for block in blocks:
         attention = block.layer[0].SelfAttention
         attention.q.weight[near:] = attention.k.weight[near:] * (6.0 / config.d_kv)
 
@@ -72,17 +76,17 @@ def _untie(model: T5ForConditionalGeneration) -> None:
     model.lm_head.weight = torch.nn.Parameter(torch.empty_like(model.shared.weight))
 
 
-def save(model: T5ForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, folder: Path, dtype: torch.dtype) -> None:
+def save(model: torch.nn.Module, tokenizer: PreTrainedTokenizerFast, folder: Path, dtype: torch.dtype) -> None:
     """Write weights, configuration and tokenizer as ``from_pretrained`` reads them."""
     from transformers import GenerationConfig
 
-    keep = next(model.parameters()).dtype
-    model.generation_config = GenerationConfig(
+    settings: Any = GenerationConfig
+    saved: Any = copy.deepcopy(model).to(dtype)
+    saved.generation_config = settings(
         decoder_start_token_id=0, pad_token_id=0, eos_token_id=1, do_sample=False, num_beams=1
     )
     with whole(folder) as part:
-        model.to(dtype).save_pretrained(part)
-        model.to(keep)
+        saved.save_pretrained(part)
         tokenizer.save_pretrained(part)
         # Readers of transformers 4 tie the head, and rescale before it, unless the file says false;
         # they also know the tokenizer's class by its older name alone.
@@ -100,4 +104,6 @@ def load(folder: Path) -> T5ForConditionalGeneration:
     import torch
     from transformers import T5ForConditionalGeneration
 
-    return T5ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+    model: T5ForConditionalGeneration = T5ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    model.train(False)
+    return model

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import re
 from random import Random
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from .auxiliary import NOTHING, TEMPLATE
-from .prompts import PHRASES, TARGETS, render
+from .prompts import phrases, render
 from .tasks import TASKS, drafts
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ _SAMPLE = 4000
 def vocabulary() -> dict[str, int]:
     """Every token that a prompt or a target can contain, in alphabetic order after the special ones."""
     found = set("0123456789") | {".", ","}
-    for text in (*PHRASES, TEMPLATE, NOTHING, *(word for words in TARGETS.values() for word in words)):
+    for text in (*phrases(), TEMPLATE, NOTHING):
         found.update(re.findall(PATTERN, text))
     for task in TASKS:
         stream = drafts(task, "train", Random(f"vocabulary/{task}"))
@@ -48,7 +48,8 @@ def build() -> PreTrainedTokenizerFast:
     inner.decoder = decoders.Sequence(
         [decoders.WordPiece(prefix="##", cleanup=False), decoders.Fuse(), decoders.Replace(" . ", ".")]
     )
-    return PreTrainedTokenizerFast(
+    wrapper: Any = PreTrainedTokenizerFast
+    built: PreTrainedTokenizerFast = wrapper(
         tokenizer_object=inner,
         pad_token=pad,
         eos_token=end,
@@ -56,3 +57,4 @@ def build() -> PreTrainedTokenizerFast:
         model_max_length=512,
         clean_up_tokenization_spaces=False,
     )
+    return built

@@ -54,20 +54,19 @@ def train(
     log: Log = print,
     title: str = "",
     every: int = 100,
-    on_step: Callable[[int], None] | None = None,
 ) -> None:
     """AdamW with linear warm-up and decay to a tenth.
 
     relative  the rate is multiplied by the root mean square of each tensor, the idea of Adafactor
-              (arXiv:1804.04235). T5's tensors differ in scale by a factor of fifty; with one
-              absolute rate for all of them this model stays at chance.
+              (arXiv:1804.04235): T5's initial tensors differ in scale by a factor of fifty, so one
+              absolute rate is too small for some or too large for others
     """
     import torch
 
     tensors = [p for p in model.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW([{"params": [p]} for p in tensors], lr=rate, betas=(0.9, 0.98), weight_decay=0.0)
     warmup = max(1, min(100, steps // 10))
-    start, total = time.perf_counter(), 0.0
+    start, losses = time.perf_counter(), list[float]()
     model.train()
     for step in range(1, steps + 1):
         factor = rate * min(step / warmup, 1.0) * (1.0 - 0.9 * step / steps)
@@ -80,12 +79,10 @@ def train(
         loss.backward()
         torch.nn.utils.clip_grad_norm_(tensors, 1.0)
         optimiser.step()
-        total += loss.item()
+        losses.append(loss.item())
         if step % every == 0 or step == steps:
             spent = time.perf_counter() - start
             left = spent / step * (steps - step)
-            log(f"{title} step {step}/{steps} loss {total / every:.3f} {spent:.0f} s, {left:.0f} s to go")
-            total = 0.0
-        if on_step:
-            on_step(step)
+            log(f"{title} step {step}/{steps} loss {sum(losses) / len(losses):.3f} {spent:.0f} s, {left:.0f} s to go")
+            losses.clear()
     model.eval()

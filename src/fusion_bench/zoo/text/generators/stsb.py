@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from random import Random
 
 from ..clause import draw
@@ -20,7 +19,9 @@ def draft(rng: Random) -> Draft:
     if not changed or rng.random() < 0.3:
         second = second.reworded(rng)
     synonyms = sum(
-        slot not in changed and getattr(first, f"{slot}_word") != getattr(second, f"{slot}_word") and len(getattr(first, slot)) > 1
+        slot not in changed
+        and getattr(first, f"{slot}_word") != getattr(second, f"{slot}_word")
+        and len(getattr(first, slot)) > 1
         for slot in ("verb", "object")
     )
     same_place = "place" not in changed
