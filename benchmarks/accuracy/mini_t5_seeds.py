@@ -57,7 +57,7 @@ def run(pool: Path, split: str) -> dict[str, Any]:
     start = {name: tensor.clone() for name, tensor in live.state_dict().items()}
     parts = deltas(pool)
 
-    def scored(title: str, delta: dict[str, torch.Tensor], scale: float) -> Scores:
+    def scored(title: str, delta: dict[str, torch.Tensor], scale: float, split: str = split) -> Scores:
         live.load_state_dict({n: t + scale * delta[n] if n in delta else t for n, t in start.items()})
         scores = evaluation.score(live, words, split)
         row = {**scores, "average": sum(scores.values()) / len(scores)}
@@ -65,8 +65,12 @@ def run(pool: Path, split: str) -> dict[str, Any]:
         return row
 
     total = {n: sum(part[n] for part in parts.values()) for n in parts["cola"]}
+    # The scaling factor is chosen here, so that the reported split has no say in it.
+    tuning = {f"{scale:.1f}": scored(f"tuning {scale}", total, scale, "validation")["average"] for scale in LAMBDAS}
     experts = {task: scored(f"expert {task}", parts[task], 1.0) for task in TASKS}
     return {
+        "validation_averages": tuning,
+        "chosen_scaling_factor": max(tuning, key=tuning.__getitem__),
         "base": scored("base", {}, 0.0),
         "experts": experts,
         "experts_own_average": sum(experts[task][task] for task in TASKS) / len(TASKS),

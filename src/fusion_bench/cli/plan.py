@@ -71,6 +71,14 @@ class Plan:
             members += list(self.pool.models.values())
         return [member.folder for member in members if member.folder is not None]
 
+    def device(self) -> str:
+        """Where evaluation runs: ``auto`` resolved."""
+        if not self.taskpool.tasks:
+            return "cpu"
+        from fusion_bench.taskpool.placement import device_of
+
+        return str(device_of(self.job.settings))
+
     def result_bytes(self) -> int:
         """The size of the fused tensors."""
         from fusion_bench.checkpoint.base import DTYPE_BYTES

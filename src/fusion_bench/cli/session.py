@@ -121,7 +121,7 @@ class Session:
         references = self._reference_rows(plan, progress) if plan.references else None
         seconds["total"] = round(time.perf_counter() - started, 3)
         run = self._facts(plan, seconds)
-        run.update(results.pop("run", {}))
+        run["data"] = plan.taskpool.describe()
         if references is not None:
             run["references"] = references
         info = results.pop("model_info", None) or model_info(checkpoint)
@@ -185,7 +185,7 @@ class Session:
             "taskpool": dict(job.taskpool),
             "settings": chosen,
             "seed": job.seed,
-            "device": job.device,
+            "device": plan.device(),
             "versions": schema.versions(),
             "inputs": plan.inputs(),
             "seconds": dict(seconds),

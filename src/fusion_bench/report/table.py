@@ -33,7 +33,7 @@ def print_table(rows: Sequence[Row], title: str = "", stream: IO[str] | None = N
     columns = list(dict.fromkeys(task for row in rows for task in tasks(row.results)))
     if not columns:
         return
-    base = next((row for row in rows if row.reference and row.label == "base"), None)
+    base = _base(rows)
     table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
     table.add_column("", no_wrap=True)
     for column in [*columns, "average"]:
@@ -41,14 +41,41 @@ def print_table(rows: Sequence[Row], title: str = "", stream: IO[str] | None = N
     for row in rows:
         cells = [_cell(row, column, base) for column in columns]
         table.add_row(row.label, *cells, _average(row, columns), end_section=row is rows[-1])
+    if any("majority" in row.results.get(column, {}) for row in rows for column in columns):
+        shares = [_fact(rows, column, "majority", "{:.1f}", 100) for column in columns]
+        table.add_row("majority class", *shares, "", style="dim")
     table.add_row("n", *[_fact(rows, column, "n", "{:d}") for column in columns], "", style="dim")
     errors = [_fact(rows, column, "stderr", "±{:.1f}", 100) for column in columns]
     table.add_row("standard error", *errors, _average_error(rows, columns), style="dim")
     width = Console(width=10_000).measure(table).maximum
-    terminal = stream.isatty()
-    Console(
-        file=stream, width=width if not terminal else max(width, Console(file=stream).width), soft_wrap=terminal
-    ).print(table, crop=False, overflow="ignore")
+    console = Console(file=stream)
+    if stream.isatty():
+        width = max(width, console.width)
+    Console(file=stream, width=width, soft_wrap=stream.isatty()).print(table, crop=False, overflow="ignore")
+    for line in remarks(rows):
+        print(line, file=stream)
+
+
+def remarks(rows: Sequence[Row]) -> list[str]:
+    """What the scores alone do not tell: failed tasks, outputs that are no answers, predictions of one class."""
+    lines = []
+    for row in rows:
+        results = {task: row.results[task] for task in tasks(row.results)}
+        invalid = {task: result.get("invalid_rate") or 0 for task, result in results.items()}
+        shares = [f"{task} {100 * rate:.0f} %" for task, rate in invalid.items() if rate >= 0.005]
+        if shares:
+            lines.append(f"{row.label}: outputs that are no answer: {', '.join(shares)}")
+        collapsed = [task for task, result in results.items() if result.get("collapsed") or result.get("constant")]
+        if collapsed:
+            lines.append(f"{row.label}: one prediction for all inputs: {', '.join(collapsed)}")
+        lines += [f"{row.label}: {task} failed: {r['error']}" for task, r in results.items() if "error" in r]
+    if any("↓" in _cell(row, task, _base(rows)) for row in rows for task in tasks(row.results)):
+        lines.append("↓ below the base")
+    return lines
+
+
+def _base(rows: Sequence[Row]) -> Row | None:
+    return next((row for row in rows if row.reference and row.label == "base"), None)
 
 
 def _cell(row: Row, task: str, base: Row | None) -> str:
