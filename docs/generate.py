@@ -141,13 +141,13 @@ def suite_page(results: Path) -> str:
     """The miniature suite, with the tables of every result file that is there."""
     text = """# The miniature suite
 
-The package brings a pool (`modelpool=mini-t5_glue_lora16`) and tasks (`taskpool=mini-t5_glue_text_generation`) that need
-neither network nor downloads: a tiny T5, eight LoRA r=16 experts on it, and eight generated tasks that have the columns,
-labels, prompts and metrics of GLUE. They run through the same code as the real ones, in seconds on one core. The scores
-say something about fusion methods on these models, nothing about GLUE.
+The package brings a pool (`modelpool=mini-t5_glue_lora16`) and tasks (`taskpool=mini-t5_glue_text_generation`) that
+need neither network nor downloads: a tiny T5, eight LoRA r=16 experts on it, and eight generated tasks that have the
+columns, labels, prompts and metrics of GLUE. They run through the same code as the real ones, in seconds on one core.
+The scores say something about fusion methods on these models, nothing about GLUE.
 
-Splits: `train`, `validation` (to choose hyperparameters by) and `test` (reported; the default). They are disjoint by input
-text, deterministic, and the same on every machine. The recipe that makes the weights is part of the package:
+Splits: `train`, `validation` (to choose hyperparameters by) and `test` (reported; the default). They are disjoint by
+input text, deterministic, and the same on every machine. The recipe that makes the weights is part of the package:
 `python -m fusion_bench.zoo.text.build OUT --seed 0`.
 """
     tables = [table for file in sorted(results.glob("*.json")) if (table := _suite_tables(file))]
@@ -159,8 +159,8 @@ text, deterministic, and the same on every machine. The recipe that makes the we
 def _suite_tables(file: Path) -> str:
     data = json.loads(file.read_text(encoding="utf-8"))
     seeds = data.get("seeds") if isinstance(data, Mapping) else None
-    if not seeds:
-        return ""
+    if not isinstance(seeds, Mapping) or not all("experts" in result for result in seeds.values()):
+        return ""  # results of another kind
     rows: dict[str, list[Mapping[str, float]]] = {}
     for result in seeds.values():
         own = {task: scores[task] for task, scores in result["experts"].items()}
@@ -175,11 +175,12 @@ def _suite_tables(file: Path) -> str:
         for name, row in found.items():
             rows.setdefault(name, []).append(row)
     columns = [*(task for task in sorted(next(iter(rows.values()))[0]) if task != "average"), "average"]
-    body = [[name, *(_mean(entry[column] for entry in entries) for column in columns)] for name, entries in rows.items()]
-    spread = [[name, *(f"{100 * entry['average']:.1f}" for entry in entries)] for name, entries in rows.items()]
+    body = [[name, *(_mean(row[column] for row in found) for column in columns)] for name, found in rows.items()]
+    spread = [[name, *(_mean([row["average"]]) for row in found)] for name, found in rows.items()]
     return (
         f"\n## Results of the recipe\n\nMean of {len(seeds)} runs of the recipe (seeds {', '.join(seeds)}), split "
-        f"`{data.get('split')}`, {data.get('n_per_task')} examples a task, in points (accuracy; Spearman's ρ for stsb).\n\n"
+        f"`{data.get('split')}`, {data.get('n_per_task')} examples a task, in points (accuracy; Spearman's ρ for "
+        "stsb).\n\n"
         + _table(["", *columns], body)
         + "\nThe averages by seed:\n\n"
         + _table(["", *(f"seed {seed}" for seed in seeds)], spread)

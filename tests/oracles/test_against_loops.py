@@ -74,10 +74,10 @@ def entries(pattern: str, shape: tuple[int, ...], rng: np.random.Generator) -> n
 
 
 @st.composite
-def cases(draw: st.DrawFn, most_models: int = 5) -> Case:
+def cases(draw: st.DrawFn) -> Case:
     names = draw(st.lists(st.sampled_from(NAMES), min_size=1, max_size=4, unique=True))
     shapes = {name: draw(st.sampled_from(SHAPES)) for name in names}
-    count = draw(st.integers(1, most_models))
+    count = draw(st.sampled_from([3, 2, 5, 4, 1]))
     dtype = draw(st.sampled_from(sorted(DTYPES)))
     patterns = [{name: draw(st.sampled_from(PATTERNS)) for name in names} for _ in range(count)]
     zero_base = draw(st.booleans())
@@ -166,11 +166,12 @@ def test_task_arithmetic(case: Case, factor: float) -> None:
 
 
 def ties_weights(data: st.DataObject, count: int, negative: bool) -> list[float] | None:
-    choices = st.sampled_from([*WEIGHTS, -0.5, -1.0] if negative else WEIGHTS)
-    return data.draw(st.one_of(st.none(), st.lists(choices, min_size=count, max_size=count)))
+    choices = st.sampled_from([*WEIGHTS, 0.0, -0.5, -1.0] if negative else [*WEIGHTS, 0.0])
+    weights = data.draw(st.lists(choices, min_size=count, max_size=count))
+    return None if data.draw(st.sampled_from(["given", "given", "none"])) == "none" else weights
 
 
-@settings(max_examples=400, **FUZZ)
+@settings(max_examples=600, **FUZZ)
 @given(
     case=cases(),
     share=st.sampled_from(SHARES),
@@ -284,11 +285,12 @@ def test_a_tensor_of_two_names_counts_once() -> None:
 def test_half_precision_is_computed_in_single_and_rounded_once(dtype: torch.dtype) -> None:
     """The result is the float32 result in the dtype of the base, within one unit in the last place."""
     generator = torch.Generator().manual_seed(5)
-    base = {"w": torch.randn(64, 9, generator=generator).to(dtype), "b": torch.randn(33, generator=generator).to(dtype)}
-    models = [
-        {name: (tensor + 0.1 * torch.randn(tensor.shape, generator=generator)).to(dtype) for name, tensor in base.items()}
-        for _ in range(4)
-    ]  # fmt: skip
+
+    def around(start: torch.Tensor, size: float) -> torch.Tensor:
+        return (start + size * torch.randn(start.shape, generator=generator)).to(dtype)
+
+    base = {"w": around(torch.zeros(64, 9), 1.0), "b": around(torch.zeros(33), 1.0)}
+    models = [{name: around(tensor, 0.1) for name, tensor in base.items()} for _ in range(4)]
     arrays = [{name: tensor.float().numpy() for name, tensor in model.items()} for model in models]
     start = {name: tensor.float().numpy() for name, tensor in base.items()}
     expected = {

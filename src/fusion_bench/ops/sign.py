@@ -44,16 +44,17 @@ def collect(
     for delta, weight in zip(deltas, weights, strict=True):
         if votes is None:
             votes = _no_votes(delta, merge_func == "mean")
-        turned = weight < 0 and not weighted_signs
         if not weighted_signs:
+            _count(votes, delta, weight if count_weights else 1.0)
             votes.total.add_(delta)
         if weight != 1:
             delta = delta.mul_(weight)
         if weighted_signs:
+            _count(votes, delta, weight if count_weights else 1.0)
             votes.total.add_(delta)
         towards_positive = torch.clamp(delta, min=0, out=SCRATCH.like("towards positive", delta))
         towards_negative = torch.clamp(delta, max=0, out=SCRATCH.like("towards negative", delta))
-        if turned:
+        if weight < 0 and not weighted_signs:
             # A negative weight turns an entry round, yet it belongs to the sign that it was elected by.
             towards_positive, towards_negative = towards_negative, towards_positive
         if merge_func == "max":
@@ -62,13 +63,18 @@ def collect(
         else:
             votes.positive.add_(towards_positive)
             votes.negative.add_(towards_negative)
-        if votes.for_positive is not None and votes.for_negative is not None:
-            behind = weight if count_weights else 1.0
-            votes.for_positive.add_(towards_positive.sign_().abs_(), alpha=behind)
-            votes.for_negative.add_(towards_negative.sign_().abs_(), alpha=behind)
     if votes is None:
         raise ValueError("no deltas to merge")
     return votes
+
+
+def _count(votes: Votes, voter: torch.Tensor, behind: float) -> None:
+    """Adds `behind` to the side that each entry of `voter` takes; zeros take none. Only means need it."""
+    if votes.for_positive is None or votes.for_negative is None:
+        return
+    signs = torch.sign(voter, out=SCRATCH.like("signs", voter))
+    votes.for_positive.add_(torch.clamp(signs, min=0, out=SCRATCH.like("towards positive", voter)), alpha=behind)
+    votes.for_negative.sub_(torch.clamp(signs, max=0, out=SCRATCH.like("towards negative", voter)), alpha=behind)
 
 
 def _no_votes(like: torch.Tensor, count: bool) -> Votes:

@@ -30,7 +30,7 @@ class Answers(Protocol):
 class Generator:
     """A loaded model with its tokenizer. The answers do not depend on batches, padding or the order of the prompts.
 
-    `workers`: groups of prompts under way at once, each on a thread of its own; 1 leaves all threads to each operation.
+    `workers`: groups of prompts under way at once, each with `threads` threads for an operation.
     `encode`: prompts to token ids, `decode`: token ids to texts without special tokens; `pad`: the id that fills rows.
     """
 
@@ -43,6 +43,7 @@ class Generator:
     max_length: int
     size: BatchSize
     workers: int = 1
+    threads: int = 1
 
     def answer(self, prompts: Sequence[str], kept: Answers, advance: Callable[[float], None]) -> tuple[list[str], int]:
         """The answer to each prompt, and how many of the prompts were answered out of `kept`.
@@ -71,9 +72,14 @@ class Generator:
         return [known[digest] for digest in digests], reused
 
     def _answers(self, groups: Sequence[list[Batch]], ids: Sequence[Sequence[int]]) -> Iterator[list[str]]:
-        if self.workers > 1:
-            return ordered_map(lambda group: self._group(group, ids), groups, self.workers)
-        return (self._group(group, ids) for group in groups)
+        import torch
+
+        def answer(group: list[Batch]) -> list[str]:
+            torch.set_num_threads(self.threads)
+            return self._group(group, ids)
+
+        # Even for a single worker on a thread of its own: the number of threads is a property of the calling thread.
+        return ordered_map(answer, groups, self.workers)
 
     def _group(self, group: list[Batch], ids: Sequence[Sequence[int]]) -> list[str]:
         import torch

@@ -1,9 +1,7 @@
-"""The device, precision and threads that an evaluation runs with."""
+"""The device, precision, parallelism that an evaluation runs with."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 from fusion_bench.errors import ConfigError
@@ -40,24 +38,19 @@ def dtype_of(settings: Settings) -> torch.dtype:
 
 
 def kind_of(module: Any, device: torch.device) -> Literal["small", "cpu", "gpu"]:
-    """What decides over batches and threads.
-
-    On matrices of a small model, two threads for one operation take longer than one, ten times as long on a busy
-    machine: they wait for one another. So its batches run beside each other instead.
-    """
+    """What decides over batches and threads."""
     if device.type != "cpu":
         return "gpu"
     return "small" if getattr(module.config, "hidden_size", 0) < 256 else "cpu"
 
 
-@contextmanager
-def torch_threads(count: int) -> Iterator[None]:
-    """Runs with so many threads for each operation, then with as many as before."""
-    import torch
+def parallelism(kind: Literal["small", "cpu", "gpu"], cores: int) -> tuple[int, int]:
+    """Groups of prompts under way at once, and torch threads for each.
 
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    Groups beside each other, not threads inside an operation: those wait for one another after each of them, on a busy
+    machine for most of the time. Four at most, since each holds its activations.
+    """
+    if kind == "gpu":
+        return 1, cores
+    workers = min(cores, 4)
+    return workers, 1 if kind == "small" else cores // workers

@@ -112,19 +112,16 @@ class GlueTextGeneration(TaskPool):
         predictions: Path | None = None,
         progress: Progress | None = None,
     ) -> dict[str, Any]:
-        from fusion_bench.taskpool.placement import torch_threads
-
         chosen = self._chosen(only)
         shown = progress or Progress(enabled=False)
         generator, tokenizer, kept = self._prepared(checkpoint, settings, tokenizers, shown)
         report: dict[str, Any] = {}
-        with torch_threads(1 if generator.workers > 1 else settings.workers):
-            for task in chosen:
-                try:
-                    report[task] = self._score(task, generator, tokenizer, kept, predictions, shown)
-                except Exception as fault:
-                    # One task's failure, whatever it is, must not cost the hours that the others took.
-                    report[task] = {"error": f"{type(fault).__name__}: {fault}"}
+        for task in chosen:
+            try:
+                report[task] = self._score(task, generator, tokenizer, kept, predictions, shown)
+            except Exception as fault:
+                # One task's failure, whatever it is, must not cost the hours that the others took.
+                report[task] = {"error": f"{type(fault).__name__}: {fault}"}
         return report | self._average(report)
 
     def describe(self) -> dict[str, Any]:
@@ -169,13 +166,14 @@ class GlueTextGeneration(TaskPool):
         from fusion_bench.family.greedy import special_tokens
         from fusion_bench.taskpool.batching import BatchSize
         from fusion_bench.taskpool.generation import Generator
-        from fusion_bench.taskpool.placement import device_of, dtype_of, kind_of
+        from fusion_bench.taskpool.placement import device_of, dtype_of, kind_of, parallelism
 
         source = tokenizer_files.find(self.tokenizer, tokenizers)
         device, dtype = device_of(settings), dtype_of(settings)
         tokenizer = self._session.tokenizer(source, self.max_input_length)
         family, module = self._session.module(checkpoint, device, dtype, settings.workers, progress)
         kind = kind_of(module, device)
+        workers, threads = parallelism(kind, settings.workers)
         generator = Generator(
             family=family,
             module=module,
@@ -185,7 +183,8 @@ class GlueTextGeneration(TaskPool):
             pad=special_tokens(module)[2],
             max_length=self.max_length,
             size=BatchSize.choose(settings.batch_size, kind),
-            workers=settings.workers if kind == "small" else 1,
+            workers=workers,
+            threads=threads,
         )
         if not self.cache:
             return generator, tokenizer, NoCache()

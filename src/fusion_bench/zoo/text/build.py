@@ -17,7 +17,7 @@ def build(out: Path, seed: int = 0, *, full: bool = False, log: Log = print) -> 
     full  experts are whole fine-tuned models instead of adapters
 
     An interrupted build goes on: folders that are there are kept, and none is there before it is
-    whole. One core needs about six minutes for adapters.
+    whole. One free core needs about seven minutes for adapters.
     """
     import torch
 
