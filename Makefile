@@ -35,7 +35,6 @@ check-data: setup
 
 docs: setup
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
-	$(BIN)/python docs/generate.py
 	$(BIN)/mkdocs build --strict
 
 clean:

@@ -24,9 +24,13 @@ _HOMES = {
     "save": "fusion_bench.checkpoint.writer",
     "fuse": "fusion_bench.api",
     "Settings": "fusion_bench.settings",
-    "FusionError": "fusion_bench.errors",
-    "UserError": "fusion_bench.errors",
-}
+    "Progress": "fusion_bench.progress",
+    **dict.fromkeys(
+        ("FusionError", "UserError", "ConfigError", "CheckpointError", "AlignmentError", "OutputError", "DataError",
+         "NonFiniteError"),
+        "fusion_bench.errors",
+    ),
+}  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -46,10 +46,8 @@ def fuse(
         return _result(fuse_pool(method, models, seed=seed, threads=threads, dtype=dtype, progress=progress))
     named = dict(models) if isinstance(models, Mapping) else {f"model_{i}": m for i, m in enumerate(models)}
     samples = list(named.values()) + ([base] if base is not None else [])
-    pool = ModelPool(
-        models={name: _checkpoint(model) for name, model in named.items()},
-        base=None if base is None else _checkpoint(base),
-    )
+    under = None if base is None else _checkpoint(base)
+    pool = ModelPool(models={name: _checkpoint(model, under) for name, model in named.items()}, base=under)
     fused = fuse_pool(method, pool, seed=seed, threads=threads, dtype=dtype, progress=progress)
     if not isinstance(fused, Merged):
         return fused
@@ -88,14 +86,14 @@ def check_fit(method: ModelFusionAlgorithm, pool: ModelPool) -> None:
     """ConfigError where the method needs what the pool does not have. Reads names only."""
     if method.needs_base and not pool.has_base:
         raise ConfigError(
-            f"method={method.key()} works on what the models changed relative to a base, and the pool {pool.name!r} has "
-            "none. Add a folder base/ to the pool (or `_pretrained_` to its models), or take a method without a base, "
-            "such as simple_average."
+            f"method={method.key()} works on what the models changed relative to a base, and the pool {pool.name!r} "
+            "has none. Add a folder base/ to the pool (or `_pretrained_` to its models), or take a method without a "
+            "base, such as simple_average."
         )
     if method.reads_models and not pool.models:
         raise ConfigError(
-            f"method={method.key()} fuses models, and the pool {pool.name!r} holds a base alone. Add models to the pool, or "
-            "take method=dummy, which returns the base."
+            f"method={method.key()} fuses models, and the pool {pool.name!r} holds a base alone. Add models to the "
+            "pool, or take method=dummy, which returns the base."
         )
     method.check(tuple(pool.models))
 
@@ -104,13 +102,14 @@ def _result(fused: Fused) -> Any:
     return fused.checkpoint if isinstance(fused, Merged) else fused
 
 
-def _checkpoint(model: Any) -> Checkpoint:
+def _checkpoint(model: Any, base: Checkpoint | None = None) -> Checkpoint:
     if isinstance(model, Checkpoint):
         return model
     if isinstance(model, (str, Path)):
         from fusion_bench.modelpool.members import open_member
 
-        return open_member(str(model))
+        # Adapters go on the given base itself: a copy of it would be rounded to its dtype before the fusion.
+        return open_member(str(model), base=None if base is None else lambda: base)
     from fusion_bench.checkpoint.memory import MemoryCheckpoint
 
     return MemoryCheckpoint.of_module(model) if _is_module(model) else MemoryCheckpoint(model)

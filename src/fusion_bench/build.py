@@ -101,7 +101,7 @@ def describe(hint: Any) -> str:
 def convert(value: Any, hint: Any) -> Any:
     """`value` as the annotated type; ValueError, fit to follow a colon, when it is none. Never guesses across kinds."""
     origin = get_origin(hint)
-    if hint == Any:
+    if hint in (Any,):
         return value
     if origin is Literal:
         choices = get_args(hint)

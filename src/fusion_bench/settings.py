@@ -24,4 +24,6 @@ class Settings:
     @property
     def workers(self) -> int:
         """Worker threads: what was asked for, else the cores this process may use."""
-        return self.threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        if self.threads:
+            return self.threads
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

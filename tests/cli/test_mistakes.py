@@ -1,4 +1,4 @@
-"""A user's mistakes: one clear message that names the thing and the way out, exit status 2, no torch, nothing written."""
+"""A user's mistakes: one message that names the thing and the way out, exit status 2, no torch, nothing written."""
 
 from __future__ import annotations
 
@@ -163,3 +163,21 @@ def test_config_folder_in_the_way(command: Callable[..., Any], tmp_path: Path) -
     ran = command("dry_run=true", "method=task_arithmetic")
     assert ran.status == 0, ran.err
     assert "task_arithmetic" in ran.out
+
+
+@pytest.mark.parametrize(
+    "name", ["a(b).json", "x=y.json", "a,b.json", "a[1].json", "my {c}.json", "it's.json", 'q"q.json']
+)
+def test_the_quoted_form_it_shows_works(command: Callable[..., Any], tmp_path: Path, name: str) -> None:
+    import shlex
+
+    ran = command(f"save_report={name}")
+    if ran.status == 0:  # the grammar takes some of them as they are
+        assert (tmp_path / name).is_file()
+        return
+    assert ran.status == 2
+    marker = "for the shell: " if "for the shell: " in ran.err else "text that holds commas "
+    (shown,) = shlex.split(ran.err.partition(marker)[2].strip().rstrip("."))
+    again = command(shown)
+    assert again.status == 0, again.err
+    assert (tmp_path / name).is_file()

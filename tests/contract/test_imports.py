@@ -80,7 +80,8 @@ def test_the_merge_path_leaves_transformers_out(pool: Path, tmp_path: Path) -> N
 
     code = (
         "import sys; from fusion_bench.cli import main\n"
-        f"assert main(['method=ties_merging','modelpool=folder','modelpool.path={pool}','save_model={tmp_path}/o']) == 0\n"
+        "words = ['method=ties_merging', 'modelpool=folder']\n"
+        f"assert main([*words, 'modelpool.path={pool}', 'save_model={tmp_path}/o']) == 0\n"
         "assert 'torch' in sys.modules and 'transformers' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)

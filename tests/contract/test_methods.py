@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from fusion_bench.api import fuse
 from fusion_bench.build import build, defaults, range_text
 from fusion_bench.checkpoint.memory import MemoryCheckpoint
 from fusion_bench.checkpoint.open import open_checkpoint
@@ -18,7 +19,6 @@ from fusion_bench.checkpoint.writer import save
 from fusion_bench.errors import ConfigError
 from fusion_bench.method import class_names, method_class, method_modules
 from fusion_bench.method.base import CheckpointMethod, ModelFusionAlgorithm, TensorMethod
-from fusion_bench.api import fuse
 
 METHODS = list(method_modules())
 TENSOR = [key for key in METHODS if issubclass(method_class(key), TensorMethod)]
@@ -154,7 +154,7 @@ def test_equal_models_fuse_to_that_model(key: str) -> None:
     if algorithm is None:
         pytest.skip("the law does not hold for this method, by its definition")
     models, base = pool()
-    out = fuse(algorithm, {name: models["a"] for name in "abc"}, base)
+    out = fuse(algorithm, dict.fromkeys("abc", models["a"]), base)
     for name, tensor in models["a"].items():
         torch.testing.assert_close(out[name], tensor, rtol=1e-6, atol=1e-6)
 
@@ -178,7 +178,7 @@ def test_factor_zero_is_the_base_bit_for_bit(key: str) -> None:
 @pytest.mark.parametrize("key", [k for k in METHODS if method_class(k).needs_base])
 def test_models_equal_to_the_base_give_the_base(key: str) -> None:
     _, base = pool()
-    out = fuse(method_class(key)(), {name: base for name in "abc"}, base)
+    out = fuse(method_class(key)(), dict.fromkeys("abc", base), base)
     for name in base:
         torch.testing.assert_close(out[name], base[name], rtol=1e-6, atol=1e-6)
 
@@ -217,7 +217,7 @@ def test_not_a_number_is_refused(key: str) -> None:
 
     models, base = pool()
     models["b"]["w3"][2, 1] = float("nan")
-    with pytest.raises(NonFiniteError, match="'b'.*'w3'"):
+    with pytest.raises(NonFiniteError, match=r"'b'.*'w3'"):
         fuse(method_class(key)(), models, base)
 
 

@@ -52,7 +52,7 @@ def test_full_models_without_base(pool: Path) -> None:
     opened = folder(pool)
     assert opened.base is None
     assert len(fuse(SimpleAverage(), opened)) > 0
-    with pytest.raises(ConfigError, match="task_arithmetic.*base"):
+    with pytest.raises(ConfigError, match=r"task_arithmetic.*base"):
         fuse(TaskArithmetic(), opened)
 
 
@@ -103,9 +103,7 @@ def test_nothing_is_opened_before_it_is_needed() -> None:
         _ = opened.alignment
 
 
-def test_flan_t5_base_count_from_the_header_alone(
-    command: Callable[..., Any], tmp_path: Path
-) -> None:
+def test_flan_t5_base_count_from_the_header_alone(command: Callable[..., Any], tmp_path: Path) -> None:
     """The published count, out of a file as large as the real one that holds a header and a hole."""
     from transformers import T5Config, T5ForConditionalGeneration
 
@@ -132,9 +130,7 @@ def test_flan_t5_base_count_from_the_header_alone(
         file.write(len(text).to_bytes(8, "little") + text)
         file.truncate(8 + len(text) + offset)
     (tmp_path / "flan" / "config.json").write_text(json.dumps({**config.to_dict(), "tie_word_embeddings": False}))
-    ran = command(
-        "modelpool=flan-t5-base_individual", "modelpool.models.0.path=flan", "method=dummy", "taskpool=dummy"
-    )
+    ran = command("modelpool=flan-t5-base_individual", "modelpool.models.0.path=flan", "method=dummy", "taskpool=dummy")
     assert ran.status == 0, ran.err
     assert ran.out.strip() == (
         "{'model_info': {'trainable_params': 247577856, 'all_params': 247577856, 'trainable_percentage': 1.0}}"

@@ -166,29 +166,46 @@ def test_task_arithmetic(case: Case, factor: float) -> None:
 
 
 def ties_weights(data: st.DataObject, count: int, negative: bool) -> list[float] | None:
-    choices = st.sampled_from([*WEIGHTS, 0.0, -0.5, -1.0] if negative else [*WEIGHTS, 0.0])
-    weights = data.draw(st.lists(choices, min_size=count, max_size=count))
-    return None if data.draw(st.sampled_from(["given", "given", "none"])) == "none" else weights
+    """Weights by a uniform draw; no weights in one case of five."""
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    choices = [*WEIGHTS, 0.0, 0.0, -0.5, -1.0] if negative else [*WEIGHTS, 0.0, 0.0]
+    return None if rng.random() < 0.2 else [float(weight) for weight in rng.choice(choices, size=count)]
 
 
-@settings(max_examples=600, **FUZZ)
+WAYS = [
+    *itertools.product(["sum", "max"], ["unweighted", "weighted"], ["weights"]),
+    *itertools.product(["mean"], ["unweighted", "weighted"], ["weights", "count"]),
+]
+
+
+@pytest.mark.parametrize(("merge_func", "sign_weights", "normalize_by"), WAYS)
+@settings(max_examples=90, **FUZZ)
 @given(
     case=cases(),
     share=st.sampled_from(SHARES),
     factor=st.sampled_from([1.0, 0.3, 1.5]),
-    merge_func=st.sampled_from(["sum", "mean", "max"]),
     scope=st.sampled_from(["model", "tensor"]),
     count=st.sampled_from(["exact", "authors"]),
     zero_sum=st.sampled_from(["none", "positive", "majority"]),
-    sign_weights=st.sampled_from(["unweighted", "weighted"]),
-    normalize_by=st.sampled_from(["weights", "count"]),
     named=st.booleans(),
     data=st.data(),
 )
 def test_ties(
-    case: Case, share: tuple[dict[str, Any], float], factor: float, named: bool, data: st.DataObject, **switches: str
+    merge_func: str,
+    sign_weights: str,
+    normalize_by: str,
+    case: Case,
+    share: tuple[dict[str, Any], float],
+    factor: float,
+    scope: str,
+    count: str,
+    zero_sum: str,
+    named: bool,
+    data: st.DataObject,
 ) -> None:
-    weights = ties_weights(data, len(case.models), negative=switches["merge_func"] != "max")
+    switches: dict[str, Any] = {"merge_func": merge_func, "sign_weights": sign_weights, "normalize_by": normalize_by}
+    switches |= {"scope": scope, "count": count, "zero_sum": zero_sum}
+    weights = ties_weights(data, len(case.models), negative=merge_func != "max")
     expected = loops.ties(
         case.models, case.base, scaling_factor=factor, density=share[1], weights=weights, **switches
     )  # fmt: skip
@@ -197,7 +214,7 @@ def test_ties(
     if named:
         models = {f"model {i}": model for i, model in enumerate(models)}
         given_ = None if weights is None else {name: weights[i] for i, name in reversed(list(enumerate(models)))}
-    method = TiesMerging(scaling_factor=factor, weights=given_, **share[0], **switches)  # type: ignore[arg-type]
+    method = TiesMerging(scaling_factor=factor, weights=given_, **share[0], **switches)
     merged = fuse(method, models, case.torch_base())
     check(merged, expected, case, condition(weights, len(case.models)) * max(1.0, factor))
 
@@ -310,6 +327,38 @@ def test_half_precision_is_computed_in_single_and_rounded_once(dtype: torch.dtyp
             exact = torch.from_numpy(wanted[name])
             unit = torch.finfo(dtype).eps * exact.abs().clamp(min=torch.finfo(dtype).smallest_normal)
             assert bool(((got.double() - exact).abs() <= unit).all()), (method, name)
+
+
+@pytest.mark.parametrize("count", ["exact", "authors"])
+@pytest.mark.parametrize("scope", ["model", "tensor"])
+def test_selection_is_decided_on_the_differences_in_single_precision(scope: str, count: str) -> None:
+    """Weights near 0.3 on a base of −1: the differences have a coarser spacing, so different weights become ties."""
+    rng = np.random.default_rng(4)
+    fine = (np.float32(0.3) + rng.permutation(400).astype(np.float32) * np.float32(2.0**-25)).astype(np.float32)
+    assert len(np.unique(fine)) == 400
+    model = {"w": fine.reshape(20, 20)}
+    base = {"w": np.full((20, 20), -1, np.float32)}
+    assert len(np.unique(model["w"] - base["w"])) < 110
+    for density in (0.2, 0.33, 0.5):
+        method = TiesMerging(scaling_factor=1.0, density=density, scope=scope, count=count)  # type: ignore[arg-type]
+        merged = fuse(method, [{"w": torch.from_numpy(model["w"])}], {"w": torch.from_numpy(base["w"])})["w"].numpy()
+        expected = loops.ties([model], base, scaling_factor=1.0, density=density, scope=scope, count=count)["w"]
+        assert np.array_equal(merged != -1, expected != -1), density
+
+
+@pytest.mark.parametrize("scope", ["model", "tensor"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_what_is_not_finite_is_refused(bad: float, scope: str) -> None:
+    """L14: one such entry in one model, or in the base, stops every method and is named."""
+    clean = {"a": torch.ones(3, 2), "w": torch.zeros(5)}
+    broken = {"a": torch.ones(3, 2), "w": torch.tensor([0.0, 1.0, bad, 0.0, 2.0])}
+    for method in (TaskArithmetic(), TiesMerging(scope=scope), TiesMerging(scope=scope, threshold=100.0)):
+        for models, base in (([clean, broken], clean), ([clean, clean], broken)):
+            with pytest.raises(Exception, match=r"'w'.* NaN or infinite"):
+                fuse(method, models, base)
+    for method in (SimpleAverage(), WeightedAverage()):
+        with pytest.raises(Exception, match=r"'w'.* NaN or infinite"):
+            fuse(method, [clean, broken], clean)
 
 
 # Laws that no oracle is needed for.

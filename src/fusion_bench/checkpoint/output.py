@@ -38,7 +38,7 @@ def check_writable(out: str | Path, overwrite: bool = False) -> None:
         there = sorted(entry.name for entry in out.iterdir() if entry.name != PARTIAL)
         if there:
             raise OutputError(
-                f"{out}: holds other files ({listed(there, 5)}). Choose an empty or new folder, or ask for overwriting."
+                f"{out}: holds other files ({listed(there, 5)}). Choose an empty or new folder, or pass overwrite=true."
             )
 
 

@@ -28,11 +28,11 @@ def run_app(arguments: Sequence[str]) -> int:
 
     arguments = translate(arguments, _members)
     scratch: str | None = None
-    if _has(arguments, "-m", "--multirun"):
-        # Hydra's sweeper writes multirun.yaml into the sweep's folder; ours leaves nothing behind unless asked to.
-        if not any(a.lstrip("+").startswith("hydra.sweep.dir=") for a in arguments):
-            scratch = tempfile.mkdtemp(prefix="fusion_bench-")
-            arguments = [*arguments, f"hydra.sweep.dir={scratch}"]
+    own_folder = any(a.lstrip("+").startswith("hydra.sweep.dir=") for a in arguments)
+    if _has(arguments, "-m", "--multirun") and not own_folder:
+        # Hydra's sweeper writes multirun.yaml into the sweep's folder; nothing is left behind unless asked for.
+        scratch = tempfile.mkdtemp(prefix="fusion_bench-")
+        arguments = [*arguments, f"hydra.sweep.dir={scratch}"]
     try:
         return _hydra(arguments)
     finally:

@@ -35,8 +35,8 @@ def _unparsable(error: Exception, text: str, arguments: Sequence[str]) -> str | 
         return unknown("argument", given, keys) + " Arguments are written key=value."
     quoted = '"' + value.strip("'\"").replace("\\", "\\\\").replace('"', '\\"') + '"'
     return (
-        f"{given}: the value holds characters that the override grammar reserves, such as ( ) [ ] {{ }} , : = or a blank. "
-        f"Quote it for the grammar and for the shell: {shlex.quote(f'{key}={quoted}')}"
+        f"{given}: the value holds characters that the override grammar reserves, such as ( ) [ ] {{ }} , : = or a "
+        f"blank. Quote it for the grammar and for the shell: {shlex.quote(f'{key}={quoted}')}"
     )
 
 
@@ -85,6 +85,8 @@ def _unknown_key(error: Exception, text: str, arguments: Sequence[str]) -> str |
         chosen = next((a.split("=", 1)[1] for a in reversed(arguments) if a.startswith("method=")), None)
         given += f" (method={chosen})" if chosen else " (the method is simple_average unless method=... is given)"
         accepted = [name for name in accepted if name != "method.name"]
+    if key.startswith("taskpool.") and not any(a.startswith("taskpool=") for a in arguments):
+        given += " (the task pool is dummy unless taskpool=... is given)"
     return unknown("key", key, accepted, where=given)
 
 

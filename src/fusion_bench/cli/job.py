@@ -42,7 +42,7 @@ class Job:
     @property
     def settings(self) -> Settings:
         dtype = self.dtype if self.dtype in ("bfloat16", "float64") else "float32"
-        return Settings(self.device, dtype, self.batch_size, self.threads, self.seed)  # type: ignore[arg-type]
+        return Settings(self.device, dtype, self.batch_size, self.threads, self.seed)
 
 
 def run_jobs(jobs: Sequence[tuple[Mapping[str, Any], Sequence[str]]], sweep: bool) -> list[dict[str, Any]]:
@@ -71,8 +71,8 @@ def _distinct_outputs(jobs: Sequence[Job]) -> None:
         places = [getattr(job, key) for job in jobs if getattr(job, key)]
         if len(set(places)) < len(places):
             raise ConfigError(
-                f"{key}={places[0]}: all jobs of the sweep would write into one folder. Put what is swept into the name, "
-                f"as in '{key}=out/${{method.name}}' or '{key}=out/${{method.scaling_factor}}'."
+                f"{key}={places[0]}: all jobs of the sweep would write into one folder. Put what is swept into the "
+                f"name, as in '{key}=out/${{method.name}}' or '{key}=out/${{method.scaling_factor}}'."
             )
     if len({job.save_report for job in jobs}) > 1:
         raise ConfigError(

@@ -55,7 +55,7 @@ class Plan:
             return " ".join(word for word in short if not word.startswith("save_"))
         changed = [
             f"{f.name}={getattr(self.method, f.name)}"
-            for f in fields(self.method)  # type: ignore[arg-type]
+            for f in fields(self.method)
             if f.name == "scaling_factor" or getattr(self.method, f.name) != f.default
         ]
         return " ".join([self.method.key(), *changed])
@@ -104,7 +104,7 @@ class Plan:
 
     def describe(self) -> str:
         """What would be done, for ``dry_run=true``."""
-        method = asdict(self.method)  # type: ignore[call-overload]
+        method = asdict(self.method)
         lines = [f"method     {self.method.key()} {_shown(method)}".rstrip()]
         base = "with a base" if self.pool.base is not None else "without a base"
         lines.append(f"modelpool  {self.pool.name}: {len(self.pool.models)} models, {base}")

@@ -12,7 +12,7 @@ from fusion_bench.api import check_fit, fuse_pool
 from fusion_bench.build import build
 from fusion_bench.cli.job import Job, canonical, command_line, outside, place, shard_bytes
 from fusion_bench.cli.plan import Plan
-from fusion_bench.errors import ConfigError
+from fusion_bench.errors import ConfigError, FusionError, OutputError
 from fusion_bench.method import method_class, method_modules
 from fusion_bench.method.base import Merged, ModelFusionAlgorithm
 from fusion_bench.modelpool import open_modelpool
@@ -74,8 +74,11 @@ class Session:
         if model is not None:
             from fusion_bench.checkpoint.output import check_space, check_writable
 
-            check_writable(model, overwrite=job.overwrite)
-            check_space(model, plan.result_bytes())
+            try:
+                check_writable(model, overwrite=job.overwrite)
+                check_space(model, plan.result_bytes())
+            except OutputError as error:
+                raise OutputError(f"save_model={error}") from None
 
     def execute(self, plans: Sequence[Plan], sweep: bool) -> list[dict[str, Any]]:
         """Runs checked plans in order; prints the table and writes the report at the end, and on interruption."""
@@ -89,6 +92,9 @@ class Session:
         finally:
             if reports:
                 self._print(plans[: len(reports)], reports)
+        failed = sorted({task for report in reports for task in schema.tasks(report) if "error" in report[task]})
+        if failed:
+            raise FusionError(f"tasks failed: {', '.join(failed)}. The others are in the table and in the report.")
         return reports
 
     def _write(self, plan: Plan, reports: Sequence[dict[str, Any]], sweep: bool) -> None:
@@ -180,7 +186,7 @@ class Session:
         return {
             "command": command_line(),
             "overrides": list(plan.overrides),
-            "method": {"name": plan.method.key(), **asdict(plan.method)},  # type: ignore[call-overload]
+            "method": {"name": plan.method.key(), **asdict(plan.method)},
             "modelpool": dict(job.modelpool),
             "taskpool": dict(job.taskpool),
             "settings": chosen,
@@ -216,7 +222,15 @@ def build_method(values: Mapping[str, Any]) -> ModelFusionAlgorithm:
 
 
 def check_device(device: str) -> None:
-    """ConfigError for a device that is none; whether a GPU is there is seen when it is used."""
+    """ConfigError for a device that is none, or is not there. Imports torch only where a GPU is asked for by name."""
     kind, _, index = device.partition(":")
     if kind not in ("auto", "cpu", "cuda", "mps") or (index and not index.isdigit()) or (index and kind in ("auto",)):
         raise ConfigError(f"device={device}: unknown device. Accepted: auto, cpu, cuda, cuda:0, cuda:1 …, mps.")
+    if kind in ("cuda", "mps"):
+        import torch
+
+        there = torch.cuda.device_count() if kind == "cuda" else int(torch.backends.mps.is_available())
+        if int(index or 0) >= there:
+            raise ConfigError(
+                f"device={device}: this machine has {there} such devices. Take device=auto or device=cpu."
+            )

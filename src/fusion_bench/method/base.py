@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+
+from fusion_bench.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch
@@ -105,6 +107,7 @@ class Scan(Protocol):
     ) -> list[Any]: ...
 
 
+@dataclass(frozen=True)
 class ModelFusionAlgorithm(ABC):
     """A fusion algorithm (arXiv 2406.03280, section 3.2). Subclasses are final, frozen dataclasses.
 
@@ -123,6 +126,16 @@ class ModelFusionAlgorithm(ABC):
     needs_base: ClassVar[bool] = False
     reads_models: ClassVar[bool] = True
     identity: ClassVar[Mapping[str, Mapping[str, Any] | None]] = {"one": {}, "equal": {}}
+
+    def __post_init__(self) -> None:
+        """Checks and converts the hyperparameters, however the value was made. ConfigError lists every fault."""
+        from fusion_bench.build import check
+
+        checked, faults = check(type(self), {f.name: getattr(self, f.name) for f in fields(self)}, "method")
+        if faults:
+            raise ConfigError("\n".join(faults))
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
 
     @classmethod
     def key(cls) -> str:
@@ -144,6 +157,7 @@ class ModelFusionAlgorithm(ABC):
         return fuse(self, models, base, **how)
 
 
+@dataclass(frozen=True)
 class TensorMethod(ModelFusionAlgorithm):
     """An algorithm that merges slice by slice, after any number of streaming passes with bounded state."""
 
@@ -166,6 +180,7 @@ class TensorMethod(ModelFusionAlgorithm):
         return Merged(MergedCheckpoint(self, inputs))
 
 
+@dataclass(frozen=True)
 class CheckpointMethod(ModelFusionAlgorithm):
     """An algorithm that picks or changes whole checkpoints: names or layers."""
 

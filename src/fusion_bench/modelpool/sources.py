@@ -118,8 +118,8 @@ def _open_folder(root: Path, select: Select, tokenizer: str | None, name: str) -
     base = members.pop("base", None)
     if not members and base is None:
         raise ConfigError(
-            f"modelpool.path={root}: no models in it. A pool holds base/ and one folder per expert, each with config.json "
-            "and weights, or with adapter_config.json."
+            f"modelpool.path={root}: no models in it. A pool holds base/ and one folder per expert, each with "
+            "config.json and weights, or with adapter_config.json."
         )
     chosen = _select(members, select)
     return _pool(chosen, None if base is None else partial(_open_base, base), name, tokenizer, root)

@@ -151,8 +151,10 @@ def narrowed(counts: list[list[int]], at: torch.Tensor, within: Bracket) -> Brac
 
 
 def trim(delta: torch.Tensor, cut: Cut, ties: int | None) -> torch.Tensor:
-    """`delta` with what the cut drops set to zero; may overwrite it. `ties`: how many entries equal to the cut stay, lowest index first;
-    None keeps them all."""
+    """`delta` with what the cut drops set to zero; may overwrite it.
+
+    `ties`: how many entries equal to the cut stay, lowest index first; None keeps them all.
+    """
     if cut.value == 0 and ties is None:
         return delta
     if ties is None or ties == 0:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from fusion_bench.report import schema
 
@@ -19,17 +21,23 @@ def model_card(plan: Plan) -> str:
     lines = []
     for name, checkpoint in sources.items():
         if checkpoint is not None:
-            identity = checkpoint.identity
-            where = identity.get("source") or identity.get("path") or "in memory"
-            commit = f" at `{identity['commit']}`" if identity.get("commit") else ""
-            lines.append(f"- {name}: `{where}`{commit}")
+            lines.append(f"- {name}: {_origin(checkpoint.identity)}")
     front = yaml.safe_dump({"library_name": "transformers", "tags": ["merge", "fusion_bench"]}, sort_keys=False)
     values = yaml.safe_dump(
         {"method": plan.method.key(), **asdict(plan.method), "seed": plan.job.seed}, sort_keys=False
-    )  # type: ignore[call-overload]
+    )
     version = schema.versions().get("fusion-bench", "")
     return (
         f"---\n{front}---\n\n# {plan.method.key()} of {plan.pool.name.rstrip('/').rsplit('/', 1)[-1]}\n\n"
         f"Fused with fusion_bench {version}. Source of the method: {plan.method.source}.\n\n"
         f"```yaml\n{values}```\n\n## Models\n\n" + "\n".join(lines) + "\n"
     )
+
+
+def _origin(identity: Mapping[str, Any]) -> str:
+    """Hub name and commit, or the folder's own name: a card is published, paths of a machine are not."""
+    path = Path(str(identity.get("path", "in memory")))
+    cached = next((part for part in path.parts if part.startswith("models--")), None)
+    if cached is not None and identity.get("commit"):
+        return f"`{cached.removeprefix('models--').replace('--', '/')}` at `{identity['commit']}`"
+    return f"`{path.name}`"

@@ -77,6 +77,7 @@ class TiesMerging(TensorMethod):
     compat: Preset = hyper("none", "the switches of another implementation: authors, mergekit, peft")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, value in _PRESETS[self.compat].items():
             default = type(self).__dataclass_fields__[name].default
             given = getattr(self, name)

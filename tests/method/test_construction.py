@@ -1,0 +1,46 @@
+"""Hyperparameters are checked however an algorithm is made; adapters fuse alike however they are given."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fusion_bench import SimpleAverage, TaskArithmetic, TiesMerging, WeightedAverage, fuse, open_modelpool
+from fusion_bench.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: TaskArithmetic(scaling_factor="x"), r"method\.scaling_factor=x"),  # type: ignore[arg-type]
+        (lambda: TiesMerging(threshold=300.0), r"method\.threshold=300"),
+        (lambda: TiesMerging(merge_func="men"), "mean"),  # type: ignore[arg-type]
+        (lambda: TiesMerging(weights=(float("nan"),)), r"method\.weights"),
+    ],
+)
+def test_constructors_check(make: Any, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        make()
+
+
+def test_plain_values_become_the_declared_ones() -> None:
+    method = WeightedAverage(weights=[1, 2])  # type: ignore[arg-type]
+    assert method.weights == (1.0, 2.0)
+    assert isinstance(TaskArithmetic(scaling_factor=1).scaling_factor, float)
+
+
+def test_adapters_given_as_paths_and_as_a_pool(tiny: Any, tmp_path: Path) -> None:
+    """Half-precision bases: an adapter is not rounded to its base's dtype before the fusion."""
+    model = tiny.t5()
+    model.to(torch.float16).save_pretrained(tmp_path / "base")
+    for number, name in enumerate("xy"):
+        tiny.lora(model.float(), tmp_path / name, number, "../base")
+    paths = {name: tmp_path / name for name in "xy"}
+    given = fuse(SimpleAverage(), paths, base=tmp_path / "base")
+    pooled = fuse(SimpleAverage(), open_modelpool({"type": "folder", "path": str(tmp_path)}))
+    assert list(given) == list(pooled)
+    for name in given:
+        assert torch.equal(given[name], pooled[name])
