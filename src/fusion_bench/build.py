@@ -8,7 +8,7 @@ import types
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from fusion_bench.errors import ConfigError, unknown
+from fusion_bench.errors import ConfigError, nearest, unknown
 
 T = TypeVar("T")
 
@@ -38,25 +38,22 @@ def check(cls: type, values: Mapping[str, Any], where: str) -> tuple[dict[str, A
     """The values as `cls` takes them, beside one sentence for each that it does not."""
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
     hints = get_type_hints(cls)
+    prefix = f"{where}." if where else ""
     checked: dict[str, Any] = {}
     faults: list[str] = []
-    values = {key: value for key, value in values.items() if value != "???"}
-    for key, value in values.items():
-        name = str(key)
+    values = {str(key): value for key, value in values.items() if value != "???"}
+    for name, value in values.items():
         if name not in fields:
-            faults.append(
-                unknown("key", f"{where}.{name}" if where else name, [f"{where}.{f}" if where else f for f in fields])
-            )
+            faults.append(unknown("key", f"{prefix}{name}", [f"{prefix}{field}" for field in fields]))
             continue
         try:
             checked[name] = convert(value, hints[name])
             _in_range(checked[name], fields[name].metadata)
         except ValueError as fault:
-            faults.append(f"{where}.{name}={_shown(value)}: {fault}.")
-    missing = [n for n, f in fields.items() if n not in values and not _has_default(f)]
-    faults += [
-        f"{where}.{name} is missing: {fields[name].metadata.get('doc', 'it has no default')}." for name in missing
-    ]
+            faults.append(f"{prefix}{name}={_shown(value)}: {fault}.")
+    for name, field in fields.items():
+        if name not in values and not _has_default(field):
+            faults.append(f"{prefix}{name} is missing: {field.metadata.get('doc', 'it has no default')}.")
     return checked, faults
 
 
@@ -101,7 +98,7 @@ def describe(hint: Any) -> str:
 def convert(value: Any, hint: Any) -> Any:
     """`value` as the annotated type; ValueError, fit to follow a colon, when it is none. Never guesses across kinds."""
     origin = get_origin(hint)
-    if hint in (Any,):
+    if hint is Any:
         return value
     if origin is Literal:
         choices = get_args(hint)
@@ -124,14 +121,21 @@ def convert(value: Any, hint: Any) -> Any:
 
 
 def _first_that_fits(value: Any, options: tuple[Any, ...]) -> Any:
-    reasons = []
-    for option in sorted(options, key=lambda o: get_origin(o) is not Literal and type(value) is not o):
+    # Choices and the value's own type first: 1 stays an integer where integers and texts are both accepted.
+    for option in sorted(options, key=lambda o: not _is_literal(o) and type(value) is not o):
         try:
             return convert(value, option)
-        except ValueError as reason:
-            reasons.append(str(reason))
-    literal = [r for r, o in zip(reasons, options, strict=False) if get_origin(o) is Literal and isinstance(value, str)]
-    raise ValueError(literal[0] if literal else "expected " + " or ".join(describe(o) for o in options))
+        except ValueError:
+            continue
+    choices = [str(choice) for option in options if _is_literal(option) for choice in get_args(option)]
+    close = nearest(value, choices) if isinstance(value, str) else []
+    hint = f" (did you mean {close[0]!r}?)" if close else ""
+    raise ValueError("expected " + " or ".join(describe(option) for option in options) + hint)
+
+
+def _is_literal(hint: Any) -> bool:
+    origin: Any = get_origin(hint)
+    return origin is Literal
 
 
 def _scalar(value: Any, hint: Any) -> Any:
