@@ -44,3 +44,20 @@ def test_adapters_given_as_paths_and_as_a_pool(tiny: Any, tmp_path: Path) -> Non
     assert list(given) == list(pooled)
     for name in given:
         assert torch.equal(given[name], pooled[name])
+
+
+def test_remarks_say_what_hyperparameters_do_not() -> None:
+    base = {"w": torch.zeros(100), "steps": torch.tensor(3), "v": torch.ones(4)}
+    sparse = {**base, "w": torch.cat([torch.ones(10), torch.zeros(90)])}
+    dense = {"w": torch.arange(100.0), "steps": torch.tensor(4), "v": torch.ones(4, dtype=torch.bfloat16)}
+    from fusion_bench.api import fuse_pool
+    from fusion_bench.checkpoint.memory import MemoryCheckpoint
+    from fusion_bench.modelpool.base import ModelPool
+
+    pool = ModelPool({"sparse": MemoryCheckpoint(sparse), "dense": MemoryCheckpoint(dense)}, MemoryCheckpoint(base))
+    fused: Any = fuse_pool(TiesMerging(), pool)
+    dtypes, integers, trimming = fused.checkpoint.remarks()
+    assert "'dense'" in dtypes
+    assert "BF16" in dtypes
+    assert "'steps' differs in dense" in integers
+    assert trimming.startswith("trimming had no effect on sparse: fewer than 20 %")

@@ -112,6 +112,8 @@ class Session:
             raise ConfigError(f"method={plan.method.key()} returns several models, which this command cannot save yet.")
         checkpoint = fused.checkpoint
         seconds: dict[str, float] = {}
+        # Counting parameters reads no tensor, so a merge that is neither saved nor evaluated is not carried out.
+        computed = place(job.save_model) is not None or bool(plan.taskpool.tasks)
         if place(job.save_model) is not None:
             checkpoint = self._save(plan, checkpoint, progress)
             seconds["save_model"] = round(time.perf_counter() - started, 3)
@@ -131,6 +133,7 @@ class Session:
         if references is not None:
             run["references"] = references
         info = results.pop("model_info", None) or model_info(checkpoint)
+        run["remarks"] = _remarks(fused.checkpoint) if computed else []
         return schema.report(info, results, run)
 
     def _save(self, plan: Plan, checkpoint: Checkpoint, progress: Progress) -> Checkpoint:
@@ -207,9 +210,17 @@ class Session:
         rows += [Row(plan.label, report) for plan, report in zip(plans, reports, strict=True)]
         if any(schema.tasks(report) for report in reports):
             print_table(rows)
+            for plan, report in zip(plans, reports, strict=True):
+                for remark in report["run"]["remarks"]:
+                    print(f"{plan.label}: {remark}")
         else:
             for report in reports:
                 print({"model_info": report["model_info"]})
+
+
+def _remarks(checkpoint: Checkpoint) -> list[str]:
+    remarks = getattr(checkpoint, "remarks", None)
+    return remarks() if callable(remarks) else []
 
 
 def build_method(values: Mapping[str, Any]) -> ModelFusionAlgorithm:

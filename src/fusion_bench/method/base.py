@@ -174,6 +174,10 @@ class TensorMethod(ModelFusionAlgorithm):
     def merge(self, slot: Slot, state: Any) -> torch.Tensor:
         """The merged slice, in the shape and dtype the slot's tensors have. May reuse a tensor that `models` gave."""
 
+    def remarks(self, inputs: Inputs, state: Any) -> list[str]:
+        """What a reader of the report must know of this merge and cannot see in the hyperparameters."""
+        return []
+
     def fuse(self, inputs: Inputs) -> Fused:
         from fusion_bench.method.engine import MergedCheckpoint
 

@@ -132,6 +132,21 @@ class MergedCheckpoint(Checkpoint):
                 self._surveyed = True
         return self._state
 
+    def remarks(self) -> list[str]:
+        """What the report must say of this merge: mixed dtypes, integer tensors that differ, the method's own words."""
+        found = [
+            f"model {model!r} stores floating tensors in other dtypes than {self.inputs.alignment.reference}: "
+            + ", ".join(f"{count} in {dtype}" for dtype, count in counts.items())
+            for model, counts in self.inputs.alignment.dtypes.items()
+        ]
+        for name in self.inputs.alignment.integer:
+            kept = self.inputs.reference.read(name)
+            others = [m for m, model in self.inputs.models.items() if not torch.equal(model.read(name), kept)]
+            if others:
+                kept_of = self.inputs.alignment.reference
+                found.append(f"integer tensor {name!r} differs in {', '.join(others)}; {kept_of}'s is kept")
+        return found + self.method.remarks(self.inputs, self.prepare())
+
     def read(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
         name, start, stop = self.span(name, start, stop)
         out = torch.empty(stop - start, dtype=torch_dtype(self.infos[name].dtype))

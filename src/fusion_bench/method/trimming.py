@@ -35,6 +35,13 @@ class Trim:
         """Whether tensor `name` takes no part."""
         return any(fnmatchcase(name, pattern) for pattern in self.remove)
 
+    def untouched(self, models: Sequence[str]) -> list[str]:
+        """The models of which nothing was trimmed, although something was to be: every threshold falls on 0."""
+        values: dict[int, list[float]] = {}
+        for (model, _), cut in self.cuts.items():
+            values.setdefault(model, []).append(cut.value)
+        return [name for index, name in enumerate(models) if values.get(index) and not any(values[index])]
+
     def apply(self, slot: Slot, model: int, delta: torch.Tensor) -> torch.Tensor:
         """The trimmed delta; may overwrite it."""
         from fusion_bench.ops import select

@@ -119,6 +119,15 @@ class TiesMerging(TensorMethod):
             return trim, weights, self._majority(scan, trim, weights)
         return trim, weights, self.zero_sum
 
+    def remarks(self, inputs: Inputs, state: tuple[Trim, tuple[float, ...], ZeroRule]) -> list[str]:
+        spared = state[0].untouched(tuple(inputs.models))
+        if not spared:
+            return []
+        return [
+            f"trimming had no effect on {', '.join(spared)}: fewer than {100 * self.kept:g} % of the entries differ "
+            "from the base, so the threshold falls on 0"
+        ]
+
     def _majority(self, scan: Scan, trim: Trim, weights: tuple[float, ...]) -> ZeroRule:
         # The authors let a balanced model fall to the negative entries: a sign of 0 selects those that are not > 0.
         import torch
