@@ -61,7 +61,8 @@ def write_results(file: Path, results: dict[str, Any]) -> None:
     """Saves results with the command that made them and what they ran on."""
     file.parent.mkdir(parents=True, exist_ok=True)
     facts = {
-        "command": " ".join(["python", *sys.argv]),
+        # Folders of one machine say nothing to others: their names will do.
+        "command": " ".join(["python", *(Path(w).name if w.startswith("/") else w for w in sys.argv)]),
         "python": platform.python_version(),
         "cores": len(os.sched_getaffinity(0)),
         "load_average": os.getloadavg(),
