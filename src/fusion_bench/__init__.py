@@ -26,8 +26,10 @@ _HOMES = {
     "Settings": "fusion_bench.settings",
     "Progress": "fusion_bench.progress",
     **dict.fromkeys(
-        ("FusionError", "UserError", "ConfigError", "CheckpointError", "AlignmentError", "OutputError", "DataError",
-         "NonFiniteError"),
+        (
+            "FusionError", "UserError", "ConfigError", "CheckpointError", "MissingModelError", "AlignmentError",
+            "OutputError", "DataError", "NonFiniteError",
+        ),
         "fusion_bench.errors",
     ),
 }  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class FusionError(Exception):
@@ -24,6 +24,19 @@ class ConfigError(UserError):
 
 class CheckpointError(UserError):
     """A checkpoint that is missing, damaged, or of a kind that is not read."""
+
+
+class MissingModelError(CheckpointError):
+    """A model that is neither a local path nor in the cache, where nothing can be fetched."""
+
+    def __init__(self, names: Sequence[str], where: str, commands: Sequence[str]) -> None:
+        self.names, self.where, self.commands = tuple(names), where, tuple(commands)
+        one = len(self.names) == 1
+        run = f" {self.commands[0]} " if one else "\n  " + "\n  ".join(self.commands) + "\n"
+        super().__init__(
+            f"{', '.join(self.names)}: {self.where}. Where there is a network, run:{run}or point HF_HOME at a cache "
+            f"that has {'it' if one else 'them'}."
+        )
 
 
 class AlignmentError(UserError):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fusion_bench.checkpoint.open import WEIGHT_FILES, is_adapter_folder, weights_in
-from fusion_bench.errors import CheckpointError
+from fusion_bench.errors import CheckpointError, MissingModelError
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -93,10 +93,9 @@ def _fetch(name: str, revision: str | None) -> Path:
         fault = "neither a local path nor a model on the Hub that you can see (private ones need: hf auth login)."
     except LocalEntryNotFoundError:
         offline = "HF_HUB_OFFLINE is set" if is_offline_mode() else "the Hub cannot be reached"
-        fault = (
-            f"not a local path, not in the cache ({cache}), and {offline}. Where there is a network, run: "
-            f"{_command(name, revision)} or point HF_HOME at a cache that has it."
-        )
+        where = f"not a local path, not in the cache ({cache}), and {offline}"
+        asked = f"{name}@{revision}" if revision else name
+        raise MissingModelError([asked], where, [_command(name, revision)]) from None
     except HFValidationError as error:
         fault = f"not a local path, and not a valid name on the Hub ({error})."
     except (HfHubHTTPError, OSError) as error:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from fusion_bench.checkpoint.align import Alignment, align
 from fusion_bench.checkpoint.base import Checkpoint
-from fusion_bench.errors import CheckpointError, ConfigError, FusionError
+from fusion_bench.errors import CheckpointError, ConfigError, FusionError, MissingModelError
 
 if TYPE_CHECKING:
     import torch
@@ -45,14 +45,25 @@ class Opened(Mapping[str, Checkpoint]):
 def open_all(*groups: Opened) -> None:
     """Opens every member; one CheckpointError says of all that cannot be opened why, each reason once."""
     faults: dict[str, list[str]] = {}
+    missing: dict[str, MissingModelError] = {}
     for group in groups:
         for name in group:
             try:
                 group[name]
+            except MissingModelError as error:
+                missing.setdefault(str(error), error)
             except FusionError as error:
                 faults.setdefault(str(error), []).append(name)
-    if faults:
-        lines = [error if BASE in names else f"{', '.join(names)}: {error}" for error, names in faults.items()]
+    lines = [error if BASE in names else f"{', '.join(names)}: {error}" for error, names in faults.items()]
+    if missing:
+        absent = list(missing.values())
+        names = [name for error in absent for name in error.names]
+        commands = [command for error in absent for command in error.commands]
+        together = MissingModelError(names, absent[0].where, commands)
+        if not lines:
+            raise together
+        lines.append(str(together))
+    if lines:
         raise CheckpointError("\n".join(lines))
 
 

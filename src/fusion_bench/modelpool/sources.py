@@ -12,7 +12,7 @@ from fusion_bench.build import hyper
 from fusion_bench.checkpoint.base import Checkpoint
 from fusion_bench.checkpoint.hub import resolve
 from fusion_bench.checkpoint.open import is_adapter_folder, is_model_folder
-from fusion_bench.errors import CheckpointError, ConfigError, unknown
+from fusion_bench.errors import CheckpointError, ConfigError, MissingModelError, unknown
 from fusion_bench.modelpool.base import BASE, ModelPool, Opened
 from fusion_bench.modelpool.members import Member, adapter_base_of, member, open_member
 
@@ -179,5 +179,7 @@ def _named_by_adapters(members: Mapping[str, Member]) -> Any:
 def _open_base(entry: Member) -> Checkpoint:
     try:
         return open_member(entry.path, entry.revision)
+    except MissingModelError:
+        raise
     except CheckpointError as error:
         raise CheckpointError(f"base: {error}") from error
