@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from fusion_bench.checkpoint.align import align
 from fusion_bench.checkpoint.base import Checkpoint
-from fusion_bench.errors import ConfigError
+from fusion_bench.checkpoint.dtypes import parse_dtype, torch_dtype
+from fusion_bench.errors import AlignmentError, ConfigError
 from fusion_bench.method.base import Fused, Inputs, Merged, ModelFusionAlgorithm
 from fusion_bench.progress import Progress
 from fusion_bench.settings import Settings
@@ -25,25 +26,31 @@ def fuse(
     *,
     seed: int = 42,
     threads: int = 0,
-    dtype: str | None = None,
+    dtype: Any = None,
     progress: Progress | None = None,
 ) -> Any:
     """Fuses `models` with `method`.
 
-    `models`: a ModelPool, or a mapping from name (a sequence names them ``model_0``, ``model_1`` …) to any of
-    Checkpoint, path, state dict, ``nn.Module``; `base`: one of these (a pool brings its own). The result follows the
-    input: a lazy :class:`Checkpoint` for pools, checkpoints and paths, a dict of tensors for state dicts, a module for
-    modules (a copy of the base or the first model); methods that return more than one checkpoint return what
-    :class:`~fusion_bench.method.base.Fused` says. `dtype`: of floating tensors in the result, in safetensors spelling
-    (``"BF16"``); the base's where None. Inputs are never modified.
+    `models`: a ModelPool, the path of a folder pool, or a mapping from name (a sequence names them ``model_0``,
+    ``model_1`` …) to any of Checkpoint, path, state dict, ``nn.Module``; `base`: one of these (a pool brings its own).
+    The result follows the input: a lazy :class:`Checkpoint` for pools, checkpoints and paths, a dict of tensors for
+    state dicts, a module for modules (a copy of the base or the first model); methods that return more than one
+    checkpoint return what :class:`~fusion_bench.method.base.Fused` says. `dtype`: of floating tensors in the result
+    (``"bfloat16"``, ``torch.bfloat16``); the base's where None. Inputs are never modified.
 
     Raises ConfigError where the method and the models do not fit, AlignmentError where the models do not fit one
     another, NonFiniteError when NaN or infinity is read.
     """
+    from fusion_bench.modelpool import open_modelpool
     from fusion_bench.modelpool.base import ModelPool
 
+    dtype = None if dtype is None else parse_dtype(str(dtype))
+    if isinstance(models, (str, Path)):
+        models = open_modelpool({"type": "folder", "path": str(models)})
     if isinstance(models, ModelPool):
         return _result(fuse_pool(method, models, seed=seed, threads=threads, dtype=dtype, progress=progress))
+    if _is_module(models) or (isinstance(models, Mapping) and any(_is_tensor(value) for value in models.values())):
+        raise ConfigError("models: one model alone. Give several, as a list or as a mapping from name to model.")
     named = dict(models) if isinstance(models, Mapping) else {f"model_{i}": m for i, m in enumerate(models)}
     samples = list(named.values()) + ([base] if base is not None else [])
     under = None if base is None else _checkpoint(base)
@@ -52,7 +59,7 @@ def fuse(
     if not isinstance(fused, Merged):
         return fused
     if all(_is_module(sample) for sample in samples):
-        return _module(base if base is not None else samples[0], fused.checkpoint)
+        return _module(base if base is not None else samples[0], fused.checkpoint, dtype)
     if all(isinstance(sample, Mapping) and not isinstance(sample, Checkpoint) for sample in samples):
         return _state_dict(fused.checkpoint)
     return fused.checkpoint
@@ -69,6 +76,8 @@ def fuse_pool(
 ) -> Fused:
     """Fuses the models of a pool; everything that can be refused is refused here, before a tensor is read."""
     check_fit(method, pool)
+    if threads < 0:
+        raise ConfigError(f"threads={threads}: expected 0 (one a core) or more.")
     reads = method.reads_models
     inputs = Inputs(
         models=pool.models if reads else {"reference": pool.reference},
@@ -79,6 +88,7 @@ def fuse_pool(
         progress=progress or Progress(enabled=False),
         dtype=dtype,
     )
+    method.check_tensors(inputs.alignment)
     return method.fuse(inputs)
 
 
@@ -125,11 +135,24 @@ def _state_dict(checkpoint: Checkpoint) -> dict[str, Any]:
     return tensors
 
 
-def _module(template: Any, checkpoint: Checkpoint) -> Any:
+def _module(template: Any, checkpoint: Checkpoint, dtype: str | None) -> Any:
     import torch
 
     module = copy.deepcopy(template)
+    if dtype is not None:
+        module = module.to(torch_dtype(dtype))
+    places: dict[int, str] = {}
     with torch.no_grad():
-        for name, tensor in module.state_dict().items():
+        for name, tensor in module.state_dict(keep_vars=True).items():
+            first = places.setdefault(id(tensor), name)
+            if checkpoint.stored(first) != checkpoint.stored(name):
+                raise AlignmentError(
+                    f"{first} and {name} are one tensor in the first module (or the base) and two in another. Fuse "
+                    "state dicts instead, or untie them in every module."
+                )
             tensor.copy_(checkpoint[name])
     return module
+
+
+def _is_tensor(value: Any) -> bool:
+    return hasattr(value, "dtype") and hasattr(value, "shape")

@@ -40,6 +40,19 @@ CASES = [
     (["taskpool=mini-t5_glue_text_generation", "taskpool.select=[cloa]"], ["cloa", "cola"]),
     (["taskpool=mini-t5_glue_text_generation", "taskpool.limit=0"], ["taskpool.limit=0"]),
     (["taskpool=mini-t5_glue_text_generation", "taskpool.prompt_speling=answer"], ["prompt_spelling"]),
+    (
+        ["-m", "method=task_arithmetic,ties_merging", "method.scaling_facto=0.1"],
+        ["Did you mean 'method.scaling_factor'?"],
+    ),
+    (["-m", "method=task_arithmetic,simple_average", "method.scaling_factor=0.1"], ["method=simple_average"]),
+    (["-m", "method=dummy,simple_average", "thread=1"], ["Did you mean 'threads'?"]),
+    (["method=null"], ["method=null", "fusion_bench list methods"]),
+    (["save_model="], ["save_model= is empty"]),
+    (["save_report="], ["save_report= is empty"]),
+    (["modelpool.select=[cola,cola]"], ["cola more than once"]),
+    (["save_model=zz", "save_report=zz/config.json"], ["inside save_model=zz"]),
+    (["save_model=zz", "save_predictions=zz/p"], ["inside save_model=zz"]),
+    (["save_model=zz", "save_report=zz"], ["inside save_model=zz"]),
     (["sed=3"], ["'sed'", "Did you mean 'seed'?"]),
     (["threads=-1"], ["threads=-1", "at least 0"]),
     (["batch_size=0"], ["batch_size=0"]),
@@ -96,7 +109,7 @@ def test_answers_without_torch(tmp_path: Path, arguments: list[str]) -> None:
 def test_output_inside_the_pool(command: Callable[..., Any], pool: Path) -> None:
     ran = command("modelpool=folder", f"modelpool.path={pool}", f"save_model={pool}/merged")
     assert ran.status == 2
-    assert "inside the pool" in ran.err
+    assert f"inside {pool}, which is an input" in ran.err
     assert not (pool / "merged").exists()
 
 

@@ -170,3 +170,75 @@ def test_completion_offers_methods(command: Callable[..., Any], monkeypatch: pyt
     monkeypatch.setenv("COMP_POINT", str(len("fusion_bench method=ti")))
     ran = command("-sc", "query=bash")
     assert "method=ties_merging" in ran.out
+
+
+@pytest.mark.parametrize("method", ["dummy", "simple_average"])
+def test_dtype_of_the_saved_model(command: Callable[..., Any], pool: Path, tmp_path: Path, method: str) -> None:
+    from safetensors.torch import load_file
+
+    ran = command(f"method={method}", "modelpool=folder", f"modelpool.path={pool}", "dtype=bfloat16", "save_model=out")
+    assert ran.status == 0, ran.err
+    assert {str(t.dtype) for t in load_file(tmp_path / "out" / "model.safetensors").values()} == {"torch.bfloat16"}
+    assert "bfloat16" in (tmp_path / "out" / "config.json").read_text()
+
+
+def test_options_may_follow_overrides(command: Callable[..., Any]) -> None:
+    ran = command("progress=false", "-m", "method=dummy,simple_average")
+    assert ran.status == 0, ran.err
+    assert ran.out.count("model_info") == 2
+
+
+def test_index_of_a_plain_path(command: Callable[..., Any], pool: Path, tmp_path: Path) -> None:
+    (tmp_path / "my.yaml").write_text(f"models: {{_pretrained_: {pool}/base, x: nowhere}}\n")
+    ran = command("modelpool=./my.yaml", f"modelpool.models.1.path={pool}/a", "dry_run=true")
+    assert ran.status == 0, ran.err
+
+
+def test_output_is_no_member(command: Callable[..., Any], pool: Path, tmp_path: Path) -> None:
+    (tmp_path / "my.yaml").write_text(f"models: {{a: {pool}/a, b: {pool}/b}}\n")
+    before = (pool / "a" / "model.safetensors").read_bytes()
+    ran = command("modelpool=./my.yaml", f"save_model={pool}/a", "overwrite=true")
+    assert ran.status == 2
+    assert "an input of this run" in ran.err
+    assert (pool / "a" / "model.safetensors").read_bytes() == before
+
+
+def test_own_files_beside_a_former_output_are_kept(command: Callable[..., Any], tmp_path: Path) -> None:
+    assert command("save_model=out").status == 0
+    assert command("save_model=out").status == 0, "a former output is replaced"
+    (tmp_path / "out" / "pytorch_model.bin").write_bytes(b"mine")
+    ran = command("save_model=out")
+    assert ran.status == 2
+    assert "pytorch_model.bin" in ran.err
+    assert (tmp_path / "out" / "pytorch_model.bin").read_bytes() == b"mine"
+
+
+def test_overflow_of_the_written_type(command: Callable[..., Any], tmp_path: Path) -> None:
+    ran = command("method=task_arithmetic", "method.scaling_factor=1e7", "save_model=out")
+    assert ran.status == 1
+    assert "float16" in ran.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_that_cannot_be_evaluated_is_refused_first(command: Callable[..., Any], tmp_path: Path) -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=32, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
+    )
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "pool" / "a")
+    ran = command("modelpool=folder", "modelpool.path=pool", "taskpool=mini-t5_glue_text_generation", "save_model=out")
+    assert ran.status == 2
+    assert "llama" in ran.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_configs_that_differ_are_said(command: Callable[..., Any], pool: Path, tmp_path: Path) -> None:
+    file = pool / "b" / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "layer_norm_epsilon": 0.5}))
+    ran = command("modelpool=folder", f"modelpool.path={pool}", "save_model=out", "save_report=r.json")
+    assert ran.status == 0, ran.err
+    (remark,) = json.loads((tmp_path / "r.json").read_text())["run"]["remarks"]
+    assert "'b'" in remark
+    assert "layer_norm_epsilon (0.5, not 1e-06)" in remark
+    assert remark in ran.err

@@ -61,3 +61,45 @@ def test_remarks_say_what_hyperparameters_do_not() -> None:
     assert "BF16" in dtypes
     assert "'steps' differs in dense" in integers
     assert trimming.startswith("trimming had no effect on sparse: fewer than 20 %")
+
+
+def test_half_precision_overflow_is_refused() -> None:
+    from fusion_bench.errors import NonFiniteError
+
+    models = [{"w": torch.full((4,), 60000.0, dtype=torch.float16)}]
+    with pytest.raises(NonFiniteError, match="float16"):
+        fuse(TaskArithmetic(scaling_factor=3.0), models, {"w": torch.zeros(4, dtype=torch.float16)})
+
+
+def test_patterns_that_match_nothing_are_refused() -> None:
+    base = {"a.bias": torch.zeros(2), "a.weight": torch.zeros(2, 2)}
+    with pytest.raises(ConfigError, match=r"remove_keys.*nomatch"):
+        fuse(TiesMerging(remove_keys=("nomatch*",)), [base], base)
+    fuse(TiesMerging(remove_keys=("*.bias",)), [base], base)
+
+
+def test_modules_tied_differently_are_refused() -> None:
+    from fusion_bench.errors import AlignmentError
+
+    def make(tied: bool) -> torch.nn.Module:
+        module = torch.nn.ModuleDict({"a": torch.nn.Linear(3, 3), "b": torch.nn.Linear(3, 3)})
+        if tied:
+            module["b"].weight = module["a"].weight
+        return module
+
+    with pytest.raises(AlignmentError, match="one tensor"):
+        fuse(SimpleAverage(), [make(True), make(False)])
+
+
+def test_what_python_is_told(pool: Path) -> None:
+    with pytest.raises(ConfigError, match="one model alone"):
+        fuse(SimpleAverage(), {"w": torch.zeros(2)})
+    with pytest.raises(ConfigError, match="one model alone"):
+        fuse(SimpleAverage(), torch.nn.Linear(2, 2))
+    opened = open_modelpool({"type": "folder", "path": str(pool)})
+    with pytest.raises(ConfigError, match="'d'"):
+        opened.load_model("d")
+    merged = fuse(SimpleAverage(), pool, dtype=torch.bfloat16)
+    assert {merged[name].dtype for name in merged} == {torch.bfloat16}
+    module = fuse(SimpleAverage(), [torch.nn.Linear(2, 2)], dtype="bfloat16")
+    assert module.weight.dtype == torch.bfloat16

@@ -135,3 +135,29 @@ def test_flan_t5_base_count_from_the_header_alone(command: Callable[..., Any], t
     assert ran.out.strip() == (
         "{'model_info': {'trainable_params': 247577856, 'all_params': 247577856, 'trainable_percentage': 1.0}}"
     )
+
+
+def test_broken_member_does_not_block_the_others(pool: Path) -> None:
+    (pool / "b" / "model.safetensors").unlink()
+    assert list(folder(pool, select=["a", "c"]).models) == ["a", "c"]
+
+
+def test_tensor_that_no_version_reads_is_left_out(pool: Path) -> None:
+    """Published T5 v1.0 files carry it; what transformers saves does not."""
+    from safetensors.torch import load_file, save_file
+
+    name = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
+    file = pool / "base" / "model.safetensors"
+    save_file({**load_file(file), name: torch.zeros(32, 2)}, file, metadata={"format": "pt"})
+    assert name not in folder(pool).alignment.names
+
+
+def test_two_runs_into_one_folder(tmp_path: Path) -> None:
+    from fusion_bench.checkpoint.output import staged
+    from fusion_bench.errors import OutputError
+
+    with staged(tmp_path / "out") as first:
+        with pytest.raises(OutputError, match="another run"), staged(tmp_path / "out"):
+            pass
+        first.add("notes.txt", b"whole")
+    assert (tmp_path / "out" / "notes.txt").read_bytes() == b"whole"

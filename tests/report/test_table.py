@@ -51,7 +51,7 @@ def test_what_scores_do_not_tell() -> None:
     row["rte"] = {"error": "CheckpointError: gone"}
     text = "\n".join(printed([Row("λ=1", row)]))
     assert "λ=1: outputs that are no answer: cola 100 %" in text
-    assert "λ=1: one prediction for all inputs: cola" in text
+    assert "λ=1: all answers fall into one class: cola" in text
     assert "λ=1: rte failed: CheckpointError: gone" in text
     assert "failed" in text.splitlines()[2]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -20,6 +21,7 @@ MANIFEST = "fusion_bench.json"
 _WEIGHTS = ("model*.safetensors", SAFETENSORS_INDEX, "pytorch_model*.bin", PICKLE_INDEX, "adapter_*")
 # Weights under construction have a name that no loader accepts.
 _UNFINISHED = ".part"
+_LOCK = "lock"
 # The index makes shards a checkpoint, the config makes a checkpoint a model: they come last, in this order.
 _LAST = (SAFETENSORS_INDEX, MANIFEST, CONFIG)
 
@@ -34,8 +36,8 @@ def check_writable(out: str | Path, overwrite: bool = False) -> None:
         raise OutputError(f"{out}: cannot be a folder: {place} is a file.")
     if not os.access(place, os.W_OK | os.X_OK):
         raise OutputError(f"{out}: no permission to write in {place}.")
-    if place == out and not overwrite and not (out / MANIFEST).is_file():
-        there = sorted(entry.name for entry in out.iterdir() if entry.name != PARTIAL)
+    if place == out and not overwrite:
+        there = sorted({entry.name for entry in out.iterdir()} - {PARTIAL, MANIFEST} - _written(out))
         if there:
             raise OutputError(
                 f"{out}: holds other files ({listed(there, 5)}). Choose an empty or new folder, or pass overwrite=true."
@@ -86,10 +88,11 @@ def staged(out: Path) -> Iterator[Staging]:
     """
     created = _make(out)
     folder = out / PARTIAL
+    lock = _locked(folder, out)
     try:
-        if folder.exists():
-            shutil.rmtree(folder)
-        folder.mkdir()
+        for left in folder.iterdir():
+            if left.name != _LOCK:
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
         staging = Staging(folder)
         yield staging
         manifest = {"format": 1, "files": {name: _size(staging, name) for name in staging.names()}}
@@ -104,6 +107,23 @@ def staged(out: Path) -> Iterator[Staging]:
             fault = error.strerror or error
             raise OutputError(f"{out}: could not be written ({fault}). Nothing was left there.") from error
         raise
+    finally:
+        os.close(lock)
+
+
+def _locked(folder: Path, out: Path) -> int:
+    """Makes the staging folder this process's own, until the returned descriptor is closed."""
+    try:
+        folder.mkdir(exist_ok=True)
+        lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        raise OutputError(f"{out}: could not be written ({error.strerror or error}).") from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(lock)
+        raise OutputError(f"{out}: another run is writing there. Wait for it, or choose another folder.") from None
+    return lock
 
 
 def _make(out: Path) -> list[Path]:
@@ -125,6 +145,7 @@ def _publish(staging: Staging, out: Path) -> None:
         (out / name).unlink(missing_ok=True)
     for name in names:
         os.replace(staging.folder / (name + _UNFINISHED), out / name)
+    (staging.folder / _LOCK).unlink(missing_ok=True)
     staging.folder.rmdir()
     descriptor = os.open(out, os.O_RDONLY)
     try:
@@ -136,14 +157,16 @@ def _publish(staging: Staging, out: Path) -> None:
 def _outdated(out: Path, names: list[str]) -> list[str]:
     """Files of a former output that the new one does not replace: those we wrote, and weights of any origin."""
     there = {entry.name for entry in out.iterdir() if entry.is_file()}
-    written: set[str] = set()
-    if MANIFEST in there:
-        try:
-            written = set(json.loads((out / MANIFEST).read_text())["files"])
-        except (ValueError, KeyError, TypeError):
-            written = set()
     weights = {name for name in there if any(fnmatch(name, pattern) for pattern in _WEIGHTS)}
-    return sorted((written | weights) & there - set(names))
+    return sorted((_written(out) | weights) & there - set(names))
+
+
+def _written(out: Path) -> set[str]:
+    """The files that a former output consists of; empty where `out` holds none."""
+    try:
+        return set(json.loads((out / MANIFEST).read_text(encoding="utf-8"))["files"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
 
 
 def _size(staging: Staging, name: str) -> int:

@@ -15,6 +15,12 @@ _OLD_FOLDERS = ("Seq2SeqLMPool/", "PeftModelForSeq2SeqLMPool/", "AutoModelForSeq
 _OLD_PATH = re.compile(r"^(\+{0,2}modelpool\.models\.[^=]+)\.pretrained_model_name_or_path=")
 _INDEX = re.compile(r"^(\+{0,2}modelpool\.models)\.([^.=]+)([^=]*)(=.*)?$", re.DOTALL)
 
+_GROUPS = ("method", "modelpool", "taskpool")
+_VALUED = (
+    "--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd",
+    "--info", "-i", "--experimental-rerun",
+)  # fmt: skip
+
 Members = Callable[[str], Sequence[str] | None]
 
 
@@ -39,10 +45,29 @@ def translate(arguments: Sequence[str], members: Members) -> list[str]:
     unknown): ``modelpool.models.0.path=x`` becomes ``modelpool.models.<first>.path=x`` for a mapping, and a name
     becomes an index for a list, which it marks by entries ``<index>:<name>``.
     """
-    renamed = [_renamed(argument) for argument in arguments]
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if equals and key in _GROUPS and value in ("", "null"):
+            raise ConfigError(f"{argument}: choose one; `fusion_bench list {key}s` shows them.")
+    renamed = [_renamed(argument) for argument in _flags_first(arguments)]
     pools = [a.split("=", 1)[1] for a in renamed if a.startswith("modelpool=")]
     names = members(pools[-1]) if pools and "," not in pools[-1] else members("") if not pools else None
     return [_placed(argument, names) for argument in renamed]
+
+
+def _flags_first(arguments: Sequence[str]) -> list[str]:
+    """Options before overrides, each with its value: Hydra's parser takes them in this order alone."""
+    flags: list[str] = []
+    overrides: list[str] = []
+    words = iter(arguments)
+    for word in words:
+        if not word.startswith("-"):
+            overrides.append(word)
+            continue
+        flags.append(word)
+        if word in _VALUED:
+            flags += [value for value in [next(words, None)] if value is not None]
+    return flags + overrides
 
 
 def _renamed(argument: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import shlex
 from collections.abc import Sequence
@@ -77,26 +78,34 @@ def _unknown_key(error: Exception, text: str, arguments: Sequence[str]) -> str |
     if match is None:
         return None
     key = match.group(1)
-    accepted = _accepted(key, arguments)
-    if accepted is None:
-        return None
     given = next((a for a in arguments if a.lstrip("+~").startswith(key)), key)
-    if key.startswith("method."):
-        chosen = next((a.split("=", 1)[1] for a in reversed(arguments) if a.startswith("method=")), None)
-        given += f" (method={chosen})" if chosen else " (the method is simple_average unless method=... is given)"
-        accepted = [name for name in accepted if name != "method.name"]
-    if key.startswith("taskpool.") and not any(a.startswith("taskpool=") for a in arguments):
-        given += " (the task pool is dummy unless taskpool=... is given)"
-    return unknown("key", key, accepted, where=given)
+    for choices in _choices(arguments):
+        accepted = _accepted(key, choices)
+        if accepted is None or key in accepted:
+            continue
+        if key.startswith("method."):
+            chosen = next((c for c in choices if c.startswith("method=")), None)
+            given += f" ({chosen})" if chosen else " (the method is simple_average unless method=... is given)"
+            accepted = [name for name in accepted if name != "method.name"]
+        if key.startswith("taskpool.") and not any(c.startswith("taskpool=") for c in choices):
+            given += " (the task pool is dummy unless taskpool=... is given)"
+        return unknown("key", key, accepted, where=given)
+    return None
 
 
-def _accepted(key: str, arguments: Sequence[str]) -> list[str] | None:
-    """The keys beside `key` in the configuration that the other arguments compose to."""
+def _choices(arguments: Sequence[str]) -> list[list[str]]:
+    """The group choices among the arguments, one list for each combination that a sweep makes of them."""
+    groups = [a.lstrip("+~") for a in arguments if a.split("=", 1)[0].lstrip("+~") in _GROUPS and "=" in a]
+    split = [[f"{key}={value}" for value in values.split(",")] for key, _, values in (g.partition("=") for g in groups)]
+    return [list(combination) for combination in itertools.product(*split)]
+
+
+def _accepted(key: str, choices: list[str]) -> list[str] | None:
+    """The keys beside `key` in the configuration that some group choices compose to; None where they do not."""
     from hydra.core.global_hydra import GlobalHydra
     from omegaconf import DictConfig, OmegaConf
 
-    others = [a for a in arguments if a.split("=", 1)[0].lstrip("+~") in _GROUPS]
-    config: Any = _compose(others)
+    config: Any = _compose(choices)
     GlobalHydra.instance().clear()
     if config is None:
         return None

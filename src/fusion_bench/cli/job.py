@@ -54,6 +54,10 @@ def run_jobs(jobs: Sequence[tuple[Mapping[str, Any], Sequence[str]]], sweep: boo
 
     common = set.intersection(*[set(overrides) for _, overrides in jobs]) if len(jobs) > 1 else set()
     built = [(build(Job, values, ""), tuple(o for o in overrides if o not in common)) for values, overrides in jobs]
+    for job, _ in built:
+        for key in ("save_report", "save_model", "save_predictions"):
+            if getattr(job, key) == "":
+                raise ConfigError(f"{key}= is empty. Give a place, or {key}=null to write nothing.")
     _distinct_outputs([job for job, _ in built])
     session = Session()
     plans = [session.plan(job, overrides, sweep) for job, overrides in built]
@@ -68,10 +72,11 @@ def _distinct_outputs(jobs: Sequence[Job]) -> None:
     if len(jobs) < 2:
         return
     for key in ("save_model", "save_predictions"):
-        places = [getattr(job, key) for job in jobs if getattr(job, key)]
+        given = [place(getattr(job, key)) for job in jobs]
+        places = [path.absolute().resolve() for path in given if path is not None]
         if len(set(places)) < len(places):
             raise ConfigError(
-                f"{key}={places[0]}: all jobs of the sweep would write into one folder. Put what is swept into the "
+                f"{key}={given[0]}: all jobs of the sweep would write into one folder. Put what is swept into the "
                 f"name, as in '{key}=out/${{method.name}}' or '{key}=out/${{method.scaling_factor}}'."
             )
     if len({job.save_report for job in jobs}) > 1:
@@ -99,12 +104,23 @@ def place(value: Place) -> Path | None:
     return Path(value).expanduser() if value else None
 
 
-def outside(path: Path, pool: Path | None, key: str) -> None:
-    """OutputError where an output would lie inside the pool it is made from."""
-    if pool is not None and path.absolute().resolve().is_relative_to(pool.absolute().resolve()):
-        raise OutputError(
-            f"{key}={path}: inside the pool {pool}, where it would become a member. Give a folder outside it."
-        )
+def outside(path: Path, inputs: Sequence[Path], key: str) -> None:
+    """OutputError where an output would lie in one of the inputs it is made from, or be one of them."""
+    real = path.absolute().resolve()
+    for given in inputs:
+        if real.is_relative_to(given.absolute().resolve()):
+            raise OutputError(f"{key}={path}: inside {given}, which is an input of this run. Give a place outside it.")
+
+
+def apart(places: Mapping[str, Path | None]) -> None:
+    """OutputError where one output would lie in the folder of another."""
+    real = {key: path.absolute().resolve() for key, path in places.items() if path is not None}
+    for key, path in real.items():
+        for other, folder in real.items():
+            if key != other and other != "save_report" and path.is_relative_to(folder):
+                raise OutputError(
+                    f"{key}={places[key]}: inside {other}={places[other]}. Give each output its own place."
+                )
 
 
 def canonical(spec: Mapping[str, Any]) -> str:

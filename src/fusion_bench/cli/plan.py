@@ -87,7 +87,7 @@ class Plan:
         infos = self.pool.reference.infos.values()
         return sum(i.numel * size if size and i.floating else i.nbytes for i in infos)
 
-    def inputs(self) -> dict[str, Any]:
+    def inputs(self, digests: bool = True) -> dict[str, Any]:
         """What tells these inputs from others: Hub commit, or size, time and header digest of each file."""
         members: dict[str, Any] = {}
         if self.pool.base is not None:
@@ -96,11 +96,25 @@ class Plan:
             members.update({name: model.identity for name, model in self.pool.models.items()})
         elif self.pool.base is None:
             members[next(iter(self.pool.models))] = self.pool.reference.identity
-        if self.job.digests:
+        if self.job.digests and digests:
             from fusion_bench.report.digests import with_digests
 
             members = with_digests(members)
         return members
+
+    def input_paths(self) -> list[Path]:
+        """The local folders and files that the run reads, adapters' bases included."""
+        found: list[Path] = []
+
+        def visit(node: Any) -> None:
+            if isinstance(node, Mapping):
+                if isinstance(node.get("path"), str):
+                    found.append(Path(node["path"]))
+                for value in node.values():
+                    visit(value)
+
+        visit(self.inputs(digests=False))
+        return found
 
     def describe(self) -> str:
         """What would be done, for ``dry_run=true``."""

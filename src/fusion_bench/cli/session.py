@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from fusion_bench.api import check_fit, fuse_pool
 from fusion_bench.build import build
-from fusion_bench.cli.job import Job, canonical, command_line, outside, place, shard_bytes
+from fusion_bench.cli.job import Job, apart, canonical, command_line, outside, place, shard_bytes
 from fusion_bench.cli.plan import Plan
 from fusion_bench.errors import ConfigError, FusionError, OutputError
 from fusion_bench.method import method_class, method_modules
@@ -49,10 +49,9 @@ class Session:
         check_fit(method, pool)
         check_device(job.device)
         plan = Plan(job, tuple(overrides), method, pool, taskpool, pool_key, task_key)
-        if method.reads_models:
+        if method.reads_models or plan.references:
             _ = pool.alignment
-        elif not plan.references:
-            _ = pool.reference
+        taskpool.check_model(pool.reference.config)
         taskpool.check(plan.tokenizers())
         self._check_outputs(plan)
         return plan
@@ -63,10 +62,11 @@ class Session:
         for key in ("save_report", "save_model", "save_predictions"):
             path = place(getattr(job, key))
             if path is not None:
-                outside(path, plan.pool.folder, key)
+                outside(path, [*plan.input_paths(), *([plan.pool.folder] if plan.pool.folder else [])], key)
+        report, predictions, model = place(job.save_report), place(job.save_predictions), place(job.save_model)
+        apart({"save_model": model, "save_predictions": predictions, "save_report": report})
         if job.dry_run:
             return
-        report, predictions, model = place(job.save_report), place(job.save_predictions), place(job.save_model)
         if report is not None:
             outputs.check_file(report, "save_report")
         if predictions is not None:
@@ -159,7 +159,7 @@ class Session:
 
     def _reference_rows(self, plan: Plan, progress: Progress) -> dict[str, Any]:
         """The base on all tasks, and each expert on the task that bears its name."""
-        key = f"{plan.pool_key}\n{plan.task_key}"
+        key = f"{plan.pool_key}\n{plan.task_key}\n{plan.job.settings}"
         if key in self._references:
             return self._references[key]
         rows: dict[str, Any] = {}
@@ -216,6 +216,8 @@ class Session:
         else:
             for report in reports:
                 print({"model_info": report["model_info"]})
+                for remark in report["run"]["remarks"]:
+                    print(remark, file=sys.stderr)
 
 
 def _remarks(checkpoint: Checkpoint) -> list[str]:

@@ -20,6 +20,8 @@ class ModelFamily(ABC):
     """What is known of one kind of architecture. Stateless."""
 
     name: str
+    # Tensors that published files carry and no version of the architecture reads: neither fused nor counted.
+    unread: frozenset[str] = frozenset()
 
     @abstractmethod
     def load(

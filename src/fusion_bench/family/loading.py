@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
     from fusion_bench.checkpoint.base import Checkpoint
 
-# The Mesh TensorFlow exports of T5 v1.0 carry it; no version of the architecture reads it.
-_UNREAD = frozenset({"decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"})
 # BART-like files may leave it out; the architecture's value, zero, then holds.
 _OPTIONAL = frozenset({"final_logits_bias"})
 
@@ -109,12 +107,14 @@ def _separate(module: Any, state: Mapping[str, torch.Tensor], ties: Ties) -> Non
 
 def _verify(module: Any, checkpoint: Checkpoint, names: list[str]) -> dict[str, torch.Tensor]:
     """The module's tensors by name, once it is certain that each has a value in the file and the other way round."""
+    from fusion_bench.family import family_of
+
     held: dict[str, torch.Tensor] = module.state_dict(keep_vars=True)
     reached = {id(held[name]) for name in names if name in held}
     faults = [
         f"tensor {name!r} has no place in {type(module).__name__}"
         for name in names
-        if name not in held.keys() | _UNREAD
+        if name not in held.keys() | family_of(checkpoint.config).unread
     ]
     faults += [
         f"tensor {name!r} of {type(module).__name__} is missing"

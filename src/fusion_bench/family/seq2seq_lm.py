@@ -31,6 +31,8 @@ class Seq2SeqLM(ModelFamily):
     """What AutoModelForSeq2SeqLM loads. The tensors of the checkpoint are the truth about tied weights."""
 
     name = "seq2seq_lm"
+    # In the Mesh TensorFlow exports of T5 v1.0.
+    unread = frozenset({"decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"})
 
     def aliases(self, config: Mapping[str, Any]) -> Ties:
         kind = config.get("model_type")

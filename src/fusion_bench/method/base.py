@@ -150,6 +150,10 @@ class ModelFusionAlgorithm(ABC):
         """Refuses hyperparameters that do not fit these models; no tensor is read. ConfigError."""
         return
 
+    def check_tensors(self, alignment: Alignment) -> None:
+        """Refuses hyperparameters that do not fit the tensors' names or shapes; no tensor is read. ConfigError."""
+        return
+
     def run(self, models: Any, base: Any = None, **how: Any) -> Any:
         """Fuses a pool, checkpoints, state dicts or modules; see :func:`fusion_bench.api.fuse`."""
         from fusion_bench.api import fuse
@@ -193,4 +197,7 @@ class CheckpointMethod(ModelFusionAlgorithm):
         """The resulting checkpoint."""
 
     def fuse(self, inputs: Inputs) -> Fused:
-        return Merged(self.transform(inputs))
+        from fusion_bench.checkpoint.views import Cast
+
+        made = self.transform(inputs)
+        return Merged(made if inputs.dtype is None else Cast(made, inputs.dtype))

@@ -13,6 +13,7 @@ from fusion_bench.checkpoint.base import Checkpoint, TensorInfo
 from fusion_bench.checkpoint.dtypes import torch_dtype
 from fusion_bench.errors import NonFiniteError
 from fusion_bench.method.base import Inputs, TensorMethod
+from fusion_bench.method.configs import config_remarks
 from fusion_bench.ops.scratch import SCRATCH
 from fusion_bench.parallel import one_torch_thread, ordered_map
 
@@ -139,6 +140,7 @@ class MergedCheckpoint(Checkpoint):
             + ", ".join(f"{count} in {dtype}" for dtype, count in counts.items())
             for model, counts in self.inputs.alignment.dtypes.items()
         ]
+        found += config_remarks(self.inputs)
         for name in self.inputs.alignment.integer:
             kept = self.inputs.reference.read(name)
             others = [m for m, model in self.inputs.models.items() if not torch.equal(model.read(name), kept)]
@@ -164,7 +166,9 @@ class MergedCheckpoint(Checkpoint):
                 merged = self.method.merge(slot, state).reshape(-1)
                 self._refuse_non_finite(merged, slot)
                 begin, end = max(slot.start, start), min(slot.stop, stop)
-                out[begin - start : end - start].copy_(merged[begin - slot.start : end - slot.start])
+                piece = merged[begin - slot.start : end - slot.start]
+                _refuse_overflow(piece, out.dtype, name)
+                out[begin - start : end - start].copy_(piece)
 
     @cached_property
     def _first_index(self) -> Mapping[str, int]:
@@ -229,5 +233,16 @@ class MergedCheckpoint(Checkpoint):
             bad = int((~torch.isfinite(piece.float())).sum())
             if bad:
                 faults.append(f"model {name!r}: tensor {slot.name!r} holds {bad} NaN or infinite entries")
-        text = "\n".join(faults) or f"tensor {slot.name!r}: the merge overflows {merged.dtype}"
-        raise NonFiniteError(f"{text}.\nRemove the model from the pool (modelpool.select) or repair its file.")
+        if not faults:
+            raise NonFiniteError(f"tensor {slot.name!r}: the merge overflows {merged.dtype}. Take a smaller factor.")
+        raise NonFiniteError("\n".join(faults) + ".\nRepair the file, or leave the model out (modelpool.select).")
+
+
+def _refuse_overflow(values: torch.Tensor, dtype: torch.dtype, name: str) -> None:
+    """NonFiniteError where finite `values` do not fit into the narrower `dtype`."""
+    largest = torch.finfo(dtype).max
+    if values.numel() and largest < torch.finfo(values.dtype).max and float(values.abs().max()) > largest:
+        spelled = str(dtype).removeprefix("torch.")
+        raise NonFiniteError(
+            f"tensor {name!r}: values of the merge exceed the range of {spelled}. Write a wider type: dtype=float32."
+        )

@@ -105,7 +105,7 @@ def _magnitudes(slot: Slot) -> Any:
         if not torch.isfinite(magnitudes.sum()) and not torch.isfinite(magnitudes).all():
             raise NonFiniteError(
                 f"model {slot.model_names[index]!r}, or the base: tensor {slot.name!r} holds NaN or infinite entries.\n"
-                "Remove the model from the pool (modelpool.select) or repair its file."
+                "Repair the file, or leave the model out (modelpool.select)."
             )
         yield index, magnitudes
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from fusion_bench.checkpoint.align import Alignment, align
 from fusion_bench.checkpoint.base import Checkpoint
-from fusion_bench.errors import CheckpointError, ConfigError, FusionError, MissingModelError
+from fusion_bench.errors import CheckpointError, ConfigError, FusionError, MissingModelError, unknown
 
 if TYPE_CHECKING:
     import torch
@@ -118,6 +118,8 @@ class ModelPool:
 
         from fusion_bench.family import family_of
 
+        if name != BASE and name not in self.models:
+            raise ConfigError(unknown("member", name, [*([BASE] if self.has_base else []), *self.models]))
         checkpoint = self.base if name == BASE else self.models[name]
         if checkpoint is None:
             raise ConfigError(f"the pool {self.name!r} has no base.")

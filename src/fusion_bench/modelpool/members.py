@@ -58,8 +58,12 @@ def adapter_base_of(folder: Path) -> tuple[str, str | None]:
 
 def with_ties(checkpoint: Checkpoint) -> Checkpoint:
     """`checkpoint` with the tied weights of its architecture as aliases, so that each is fused and counted once."""
-    from fusion_bench.checkpoint.views import WithAliases
+    from fusion_bench.checkpoint.views import Selected, WithAliases
     from fusion_bench.family import family_of
 
-    aliases = family_of(checkpoint.config).aliases(checkpoint.config).resolve(tuple(checkpoint))
+    family = family_of(checkpoint.config)
+    unread = family.unread & set(checkpoint)
+    if unread:
+        checkpoint = Selected(checkpoint, [name for name in checkpoint if name not in unread])
+    aliases = family.aliases(checkpoint.config).resolve(tuple(checkpoint))
     return WithAliases(checkpoint, aliases) if aliases else checkpoint

@@ -108,7 +108,7 @@ def _open_folder(root: Path, select: Select, tokenizer: str | None, name: str) -
     for folder in sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")):
         if is_model_folder(folder) or is_adapter_folder(folder):
             members[folder.name] = Member(str(folder))
-        elif (folder / "config.json").is_file():
+        elif (folder / "config.json").is_file() and (select is None or folder.name in (*select, "base")):
             broken.append(folder.name)
     if broken:
         raise CheckpointError(
@@ -131,6 +131,9 @@ def _select(members: Mapping[str, Member], select: Select) -> dict[str, Member]:
     strangers = [name for name in select if name not in members]
     if strangers:
         raise ConfigError("\n".join(unknown("member", name, members, "modelpool.select") for name in strangers))
+    twice = sorted({name for name in select if select.count(name) > 1})
+    if twice:
+        raise ConfigError(f"modelpool.select: {', '.join(twice)} more than once. Name each member once.")
     return {name: members[name] for name in select}
 
 

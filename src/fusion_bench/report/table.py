@@ -67,7 +67,7 @@ def remarks(rows: Sequence[Row]) -> list[str]:
             lines.append(f"{row.label}: outputs that are no answer: {', '.join(shares)}")
         collapsed = [task for task, result in results.items() if result.get("collapsed") or result.get("constant")]
         if collapsed:
-            lines.append(f"{row.label}: one prediction for all inputs: {', '.join(collapsed)}")
+            lines.append(f"{row.label}: all answers fall into one class: {', '.join(collapsed)}")
         lines += [f"{row.label}: {task} failed: {r['error']}" for task, r in results.items() if "error" in r]
     if any("↓" in _cell(row, task, _base(rows)) for row in rows for task in tasks(row.results)):
         lines.append("↓ below the base")

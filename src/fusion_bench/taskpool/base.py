@@ -39,6 +39,10 @@ class TaskPool(ABC):
         """
 
     @abstractmethod
+    def check_model(self, config: Mapping[str, Any]) -> None:
+        """Raises CheckpointError where a model with this config.json cannot be evaluated here. Imports no torch."""
+
+    @abstractmethod
     def evaluate(
         self,
         checkpoint: Checkpoint,

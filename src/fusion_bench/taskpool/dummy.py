@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -36,6 +36,9 @@ class DummyTaskPool(TaskPool):
         return {}
 
     def check(self, tokenizers: Sequence[Path | str] = ()) -> None:
+        return None
+
+    def check_model(self, config: Mapping[str, Any]) -> None:
         return None
 
     def evaluate(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from fusion_bench.build import hyper
-from fusion_bench.errors import ConfigError, DataError, UserError, unknown
+from fusion_bench.errors import CheckpointError, ConfigError, DataError, UserError, unknown
 from fusion_bench.progress import Progress
 from fusion_bench.taskpool import examples as data
 from fusion_bench.taskpool import metrics as scores
@@ -101,6 +101,18 @@ class GlueTextGeneration(TaskPool):
         if faults:
             kind = DataError if all(isinstance(fault, DataError) for fault in faults) else ConfigError
             raise kind("\n".join(dict.fromkeys(map(str, faults))))
+
+    def check_model(self, config: Mapping[str, Any]) -> None:
+        from fusion_bench.family import family_of
+        from fusion_bench.family.seq2seq_lm import Seq2SeqLM
+
+        family = family_of(config)
+        if not isinstance(family, Seq2SeqLM):
+            raise CheckpointError(
+                f"model_type {config.get('model_type')!r} does not generate text as these tasks need it: they "
+                "take encoder-decoder language models. Use taskpool=dummy to fuse without evaluating."
+            )
+        family.check_generation(config)
 
     def evaluate(
         self,

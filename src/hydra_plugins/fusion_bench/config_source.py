@@ -7,7 +7,7 @@ from typing import Any
 
 from hydra.core.object_type import ObjectType
 from hydra.plugins.config_source import ConfigLoadError, ConfigResult, ConfigSource
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 _FILE_GROUPS = ("modelpool", "taskpool", "method")
 
@@ -85,7 +85,22 @@ def _completed(group: str, config: Any) -> Any:
         kind = "models"
     if kind not in types:
         return config  # said in full when the pool is built
+    if kind == "models":
+        config.models = _in_full(config.get("models"))
     return OmegaConf.merge(OmegaConf.create({"type": kind, **defaults(types[kind])}), config)
+
+
+def _in_full(models: Any) -> Any:
+    """Members as mappings, so that each has a path and a revision to override."""
+
+    def member(value: Any) -> Any:
+        return {"path": value, "revision": None} if isinstance(value, str) else {"revision": None, **value}
+
+    if isinstance(models, DictConfig):
+        return {name: member(value) for name, value in models.items()}
+    if isinstance(models, ListConfig):
+        return [member(value) for value in models]
+    return models
 
 
 def _types(group: str) -> dict[str, Any]:

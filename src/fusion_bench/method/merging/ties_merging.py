@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from fusion_bench.build import hyper
-from fusion_bench.errors import ConfigError
+from fusion_bench.errors import ConfigError, unknown
 from fusion_bench.method.base import Inputs, Scan, Slot, TensorMethod
 from fusion_bench.method.weights import Weights, by_model
 
 if TYPE_CHECKING:
     import torch
 
+    from fusion_bench.checkpoint.align import Alignment
     from fusion_bench.method.trimming import Trim
 
 ZeroRule = Literal["none", "positive", "negative"]
@@ -106,6 +108,14 @@ class TiesMerging(TensorMethod):
             raise ConfigError(
                 f"method.weights={list(weights)}: merge_func=max takes no negative weights. Use sum or mean."
             )
+
+    def check_tensors(self, alignment: Alignment) -> None:
+        for pattern in self.remove_keys:
+            if not any(fnmatchcase(name, pattern) for name in alignment.names):
+                raise ConfigError(
+                    f"method.remove_keys: {unknown('tensor or pattern', pattern, alignment.floating[:20])} "
+                    "(Tied tensors are known by the name they are stored under.)"
+                )
 
     def survey(self, inputs: Inputs, scan: Scan) -> tuple[Trim, tuple[float, ...], ZeroRule]:
         from fusion_bench.method.trimming import Trim, find_cuts
