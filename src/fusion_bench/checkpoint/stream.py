@@ -13,7 +13,8 @@ from fusion_bench.checkpoint.dtypes import torch_dtype
 if TYPE_CHECKING:
     import torch
 
-# Entries a slice. Slices start at multiples of it, so that which slices exist depends on nothing but the shapes.
+# Entries a slice. Slices start at multiples of it, whatever the threads or the memory: the position of an entry inside
+# its slice decides which lane of a vector instruction rounds it, so cutting elsewhere could change the last bit.
 BLOCK = 2**20
 
 Visit = Callable[[str, int, "torch.Tensor"], None]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from fusion_bench.checkpoint.base import DTYPE_BYTES, Checkpoint
 from fusion_bench.checkpoint.companions import companion_files, written_config
 from fusion_bench.checkpoint.dtypes import torch_dtype
+from fusion_bench.checkpoint.flusher import flushing
 from fusion_bench.checkpoint.folder import CONFIG, SAFETENSORS_INDEX
 from fusion_bench.checkpoint.output import Staging, check_space, check_writable, staged
 from fusion_bench.checkpoint.shards import SHARD_BYTES, Shard, index_of, plan_shards
@@ -80,6 +81,8 @@ def _write_tensors(
         for shard in shards:
             descriptor = stack.enter_context(_opened(staging.path(shard.file), shard))
             places.update({name: (descriptor, offset) for name, offset in shard.offsets.items()})
+        # Entered last, so that it has ended before the files are synced and closed.
+        flusher = stack.enter_context(flushing())
 
         def write(name: str, start: int, values: torch.Tensor) -> None:
             import torch
@@ -88,6 +91,7 @@ def _write_tensors(
             descriptor, offset = places[name]
             data = values.to(torch_dtype(info.dtype)).contiguous().view(torch.uint8).numpy().data
             _write(descriptor, data, offset + start * DTYPE_BYTES[info.dtype])
+            flusher.wrote(descriptor, data.nbytes)
             advance(data.nbytes)
 
         # In the order of the files, so that each is written from front to back.

@@ -11,15 +11,12 @@ import torch
 
 from fusion_bench.checkpoint.base import Checkpoint, TensorInfo
 from fusion_bench.checkpoint.dtypes import torch_dtype
+from fusion_bench.checkpoint.stream import BLOCK
 from fusion_bench.errors import NonFiniteError
 from fusion_bench.method.base import Inputs, TensorMethod
 from fusion_bench.method.configs import config_remarks
 from fusion_bench.ops.scratch import SCRATCH
 from fusion_bench.parallel import one_torch_thread, ordered_map
-
-# Slices begin at multiples of this many entries, whatever the threads or the memory: the position of an entry inside
-# its slice decides which lane of a vector instruction rounds it, so cutting elsewhere could change the last bit.
-BLOCK = 1 << 19
 
 # A sampled pass reads this many pieces of each slice: several short ones, since neighbouring entries resemble another.
 _PIECES = 4

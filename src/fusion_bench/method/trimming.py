@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from fusion_bench.errors import NonFiniteError
 from fusion_bench.method.base import Inputs, Scan, Slot
+from fusion_bench.parallel import ordered_map
 
 if TYPE_CHECKING:
     import torch
@@ -76,7 +77,7 @@ def find_cuts(
     keeps = {group: max(at_least, int(share * size)) + (count == "authors") for group, size in sizes.items()}
     keeps = {group: keep for group, keep in keeps.items() if keep < sizes[group]}
     for batch in _batches(keeps, sizes) if trim.per_tensor else [list(keeps)]:
-        search = _Search(scan, trim, len(inputs.models), set(batch) if trim.per_tensor else None)
+        search = _Search(inputs, scan, trim, set(batch) if trim.per_tensor else None)
         search.run({group: (sizes[group], keeps[group]) for group in batch})
         trim.cuts.update(search.cuts)
         trim.ties.update(search.ties)
@@ -113,8 +114,9 @@ def _magnitudes(slot: Slot) -> Any:
 class _Search:
     """The passes that find the cuts of some groups."""
 
-    def __init__(self, scan: Scan, trim: Trim, models: int, names: set[str] | None) -> None:
-        self.scan, self.trim, self.models, self.names = scan, trim, range(models), names
+    def __init__(self, inputs: Inputs, scan: Scan, trim: Trim, names: set[str] | None) -> None:
+        self.scan, self.trim, self.names = scan, trim, names
+        self.models, self.threads = range(len(inputs.models)), inputs.threads
         self.cuts: dict[tuple[int, Group], Cut] = {}
         self.ties: dict[tuple[int, int], int] = {}
 
@@ -178,13 +180,15 @@ class _Search:
         for piece in self.scan(sample, "sampling magnitudes", self.names, sample=True):
             if piece is not None and piece[0] in pieces:
                 pieces[piece[0]].append(piece[1:])
-        brackets: dict[tuple[int, Group], Bracket] = {}
-        for group, (size, keep) in wanted.items():
-            for model in self.models:
-                values = [tensors[model] for _, tensors in pieces[group]]
-                weights = [torch.full_like(v, w) for v, (w, _) in zip(values, pieces[group], strict=True)]
-                brackets[model, group] = select.bracket(torch.cat(values), torch.cat(weights), size, keep)
-        return brackets
+
+        def place(key: tuple[int, Group]) -> Bracket:
+            model, group = key
+            values = [tensors[model] for _, tensors in pieces[group]]
+            weights = [torch.full_like(v, w) for v, (w, _) in zip(values, pieces[group], strict=True)]
+            return select.bracket(torch.cat(values), torch.cat(weights), *wanted[group])
+
+        keys = [(model, group) for group in wanted for model in self.models]
+        return dict(zip(keys, ordered_map(place, keys, self.threads), strict=True))
 
     def _share_ties(self, model: int, cut: Cut, tallies: list[tuple[int, Any]]) -> None:
         """The entries equal to the cut go to the slices in flat order, until none are left."""
