@@ -6,12 +6,17 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
+from fusion_bench.ops.scratch import SCRATCH
+
 
 def total(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
-    """The sum, in the order given. Each tensor is used before the next is asked for; at least one is needed."""
+    """The sum, in the order given. Each tensor is used before the next is asked for; at least one is needed.
+
+    The result lives in scratch memory and is overwritten by the worker's next sum.
+    """
     out: torch.Tensor | None = None
     for tensor in tensors:
-        out = tensor.clone() if out is None else out.add_(tensor)
+        out = SCRATCH.like("sum", tensor).copy_(tensor) if out is None else out.add_(tensor)
     if out is None:
         raise ValueError("no tensors to sum")
     return out

@@ -160,7 +160,7 @@ def trim(delta: torch.Tensor, cut: Cut, ties: int | None) -> torch.Tensor:
     if ties is None or ties == 0:
         # One fused pass: entries of magnitude <= the bound become zero.
         bound = step(cut.value, 0.0, delta.dtype) if ties is None else cut.value
-        return torch.nn.functional.hardshrink(delta, bound)
+        return torch.hardshrink(delta, bound, out=delta)
     magnitudes = delta.abs()
     equal = (magnitudes == cut.value).nonzero().reshape(-1)
     drop = magnitudes < cut.value
