@@ -61,6 +61,8 @@ CASES = [
     (["shard_size=big"], ["shard_size=big", "5GB"]),
     (["dtype=float16", "taskpool=mini-t5_glue_text_generation"], ["float16", "bfloat16"]),
     (["save_report=a(b).json"], ["save_report=a(b).json", "'save_report=\"a(b).json\"'"]),
+    (["modelpool.select=[c d=e,cola]"], ['modelpool.select=["c d=e",cola]']),
+    (["dry_run=true", "save_model=/proc/version/x"], ["save_model=/proc/version/x"]),
     (["lst", "methods"], ["'lst'", "Did you mean 'list'?"]),
     (["list", "metods"], ["Did you mean 'methods'?"]),
     (["show", "ties"], ["Did you mean 'ties_merging'?"]),
@@ -194,3 +196,16 @@ def test_the_quoted_form_it_shows_works(command: Callable[..., Any], tmp_path: P
     again = command(shown)
     assert again.status == 0, again.err
     assert (tmp_path / name).is_file()
+
+
+def test_not_a_number_in_a_model_that_is_only_copied(command: Callable[..., Any], pool: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    file = pool / "base" / "model.safetensors"
+    tensors = load_file(file)
+    tensors["encoder.final_layer_norm.weight"][3] = float("inf")
+    save_file(tensors, file, metadata={"format": "pt"})
+    ran = command("modelpool=folder", f"modelpool.path={pool}", "method=dummy", "save_model=out")
+    assert ran.status == 1
+    assert "encoder.final_layer_norm.weight" in ran.err
+    assert not (tmp_path / "out").exists()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from fusion_bench.checkpoint.base import Checkpoint, Delta, Dense, TensorInfo
 from fusion_bench.checkpoint.dtypes import parse_dtype, torch_dtype
 from fusion_bench.checkpoint.folder import listed
-from fusion_bench.errors import CheckpointError
+from fusion_bench.errors import CheckpointError, NonFiniteError
 
 if TYPE_CHECKING:
     import torch
@@ -158,6 +158,33 @@ class Cast(_View):
 
     def read_into(self, name: str, start: int, out: torch.Tensor) -> None:
         out.copy_(self.read(name, start, start + out.numel()))
+
+
+class Finite(_View):
+    """`inner`, refusing to hand out NaN or infinity: NonFiniteError names the tensor."""
+
+    def __init__(self, inner: Checkpoint, what: str) -> None:
+        self._what = what
+        super().__init__(inner, None, None)
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
+        values = self.inner.read(name, start, stop)
+        self._refuse(name, values)
+        return values
+
+    def read_into(self, name: str, start: int, out: torch.Tensor) -> None:
+        self.inner.read_into(name, start, out)
+        self._refuse(name, out)
+
+    def _refuse(self, name: str, values: torch.Tensor) -> None:
+        import torch
+
+        # A finite sum proves finite entries; in float32, since a half-precision sum overflows.
+        if not self.info(name).floating or torch.isfinite(values.sum(dtype=torch.float32)):
+            return
+        bad = int((~torch.isfinite(values.float())).sum())
+        if bad:
+            raise NonFiniteError(f"{self._what}: tensor {name!r} holds {bad} NaN or infinite entries. Repair the file.")
 
 
 class WithConfig(_View):

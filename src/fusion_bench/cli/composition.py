@@ -34,11 +34,19 @@ def _unparsable(error: Exception, text: str, arguments: Sequence[str]) -> str | 
     if not equals:
         keys = [f"{group}=" for group in _GROUPS]
         return unknown("argument", given, keys) + " Arguments are written key=value."
-    quoted = '"' + value.strip("'\"").replace("\\", "\\\\").replace('"', '\\"') + '"'
+    if value.startswith("[") and value.endswith("]"):
+        items = [item if re.fullmatch(r"[\w./:-]+", item) else _quoted(item) for item in value[1:-1].split(",")]
+        quoted = f"[{','.join(items)}]"
+    else:
+        quoted = _quoted(value)
     return (
         f"{given}: the value holds characters that the override grammar reserves, such as ( ) [ ] {{ }} , : = or a "
         f"blank. Quote it for the grammar and for the shell: {shlex.quote(f'{key}={quoted}')}"
     )
+
+
+def _quoted(value: str) -> str:
+    return '"' + value.strip("'\"").replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def _bad_sweep(error: Exception, text: str, arguments: Sequence[str]) -> str | None:

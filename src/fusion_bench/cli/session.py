@@ -65,11 +65,9 @@ class Session:
                 outside(path, [*plan.input_paths(), *([plan.pool.folder] if plan.pool.folder else [])], key)
         report, predictions, model = place(job.save_report), place(job.save_predictions), place(job.save_model)
         apart({"save_model": model, "save_predictions": predictions, "save_report": report})
-        if job.dry_run:
-            return
-        if report is not None:
+        if report is not None and not job.dry_run:
             outputs.check_file(report, "save_report")
-        if predictions is not None:
+        if predictions is not None and not job.dry_run:
             outputs.check_folder(predictions, "save_predictions")
         if model is not None:
             from fusion_bench.checkpoint.output import check_space, check_writable

@@ -197,7 +197,7 @@ class CheckpointMethod(ModelFusionAlgorithm):
         """The resulting checkpoint."""
 
     def fuse(self, inputs: Inputs) -> Fused:
-        from fusion_bench.checkpoint.views import Cast
+        from fusion_bench.checkpoint.views import Cast, Finite
 
-        made = self.transform(inputs)
+        made: Checkpoint = Finite(self.transform(inputs), "the model")
         return Merged(made if inputs.dtype is None else Cast(made, inputs.dtype))
