@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-DATA = Path(os.environ.get("FUSION_BENCH_DATA") or Path(__file__).resolve().parents[3] / "shared" / "data")
+# Resolved now: the tests run in folders of their own.
+DATA = Path(os.environ.get("FUSION_BENCH_DATA") or Path(__file__).parents[3] / "shared" / "data").resolve()
 
 pytestmark = [
     pytest.mark.data,
