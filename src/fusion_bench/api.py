@@ -11,7 +11,9 @@ from fusion_bench.checkpoint.align import align
 from fusion_bench.checkpoint.base import Checkpoint
 from fusion_bench.checkpoint.dtypes import parse_dtype, torch_dtype
 from fusion_bench.errors import AlignmentError, ConfigError
-from fusion_bench.method.base import Fused, Inputs, Merged, ModelFusionAlgorithm
+from fusion_bench.method.base import Fused, Inputs, Merged, ModelFusionAlgorithm, TensorMethod
+from fusion_bench.method.budget import check_budget
+from fusion_bench.method.inputs import DEFAULT_BUDGET
 from fusion_bench.progress import Progress
 from fusion_bench.settings import Settings
 
@@ -73,23 +75,49 @@ def fuse_pool(
     threads: int = 0,
     dtype: str | None = None,
     progress: Progress | None = None,
+    budget: int = DEFAULT_BUDGET,
+    device: str = "cpu",
 ) -> Fused:
     """Fuses the models of a pool; everything that can be refused is refused here, before a tensor is read."""
+    inputs = inputs_of(method, pool, seed, threads, dtype, progress, budget, device)
+    return method.fuse(inputs)
+
+
+def inputs_of(
+    method: ModelFusionAlgorithm,
+    pool: ModelPool,
+    seed: int = 42,
+    threads: int = 0,
+    dtype: str | None = None,
+    progress: Progress | None = None,
+    budget: int = DEFAULT_BUDGET,
+    device: str = "cpu",
+) -> Inputs:
+    """What `method` is given of a pool, checked in full; no tensor is read."""
+    from fusion_bench.family import family_of
+
     check_fit(method, pool)
     if threads < 0:
         raise ConfigError(f"threads={threads}: expected 0 (one a core) or more.")
     reads = method.reads_models
+    alignment = pool.alignment if reads else align(None, {"reference": pool.reference})
+    config = pool.reference.config
     inputs = Inputs(
         models=pool.models if reads else {"reference": pool.reference},
         base=pool.base,
-        alignment=pool.alignment if reads else align(None, {"reference": pool.reference}),
+        alignment=alignment,
         seed=seed,
         threads=Settings(threads=threads).workers,
         progress=progress or Progress(enabled=False),
         dtype=dtype,
+        structure=family_of(config).structure(config, alignment.infos),
+        budget=budget,
+        device=device,
     )
     method.check_tensors(inputs.alignment)
-    return method.fuse(inputs)
+    if isinstance(method, TensorMethod):
+        check_budget(method, inputs)
+    return inputs
 
 
 def check_fit(method: ModelFusionAlgorithm, pool: ModelPool) -> None:

@@ -30,15 +30,23 @@ def one_torch_thread() -> Iterator[None]:
             torch.set_num_threads(before)
 
 
-def ordered_map(visit: Callable[[Item], Result], items: Iterable[Item], threads: int) -> Iterator[Result]:
+def ordered_map(
+    visit: Callable[[Item], Result],
+    items: Iterable[Item],
+    threads: int,
+    expect: Callable[[Item], None] | None = None,
+) -> Iterator[Result]:
     """`visit(item)` for every item on `threads` workers; results come in the order of the items.
 
-    A bounded number of items is under way at once. The first exception cancels what has not begun and is raised.
+    A bounded number of items is under way at once; `expect` is told of each when it is queued. The first exception
+    cancels what has not begun and is raised.
     """
     window: deque[Future[Result]] = deque()
     pool = ThreadPoolExecutor(max(1, threads), initializer=_limit_torch)
     try:
         for item in items:
+            if expect is not None:
+                expect(item)
             window.append(pool.submit(visit, item))
             if len(window) >= 4 * max(1, threads):
                 yield window.popleft().result()

@@ -18,6 +18,16 @@ DTYPE_BYTES: Mapping[str, int] = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1,
     "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1, "C64": 8,
 }  # fmt: skip
+# Entries a slice. Slices start at multiples of it, whatever the threads or the memory: the position of an entry inside
+# its slice decides which lane of a vector instruction rounds it, so cutting elsewhere could change the last bit.
+BLOCK = 2**20
+
+Piece = tuple[str, int, int]
+"""Entries ``start:stop`` of the flattened tensor of a name."""
+
+Run = tuple[Piece, ...]
+"""Pieces of tensors of one dtype that are computed and written together."""
+
 FLOATING: frozenset[str] = frozenset({"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"})
 
 
@@ -89,6 +99,22 @@ class Checkpoint(Mapping[str, "torch.Tensor"], ABC):
     def read_into(self, name: str, start: int, out: torch.Tensor) -> None:
         """Fills `out` (1-D, contiguous, of the stored dtype) with the entries from `start` on: no fresh memory."""
         out.copy_(self.read(name, start, start + out.numel()))
+
+    def read_run(self, run: Run, out: torch.Tensor) -> None:
+        """Fills `out` (1-D, contiguous, of the stored dtype of all pieces) with the pieces, one after the other."""
+        done = 0
+        for name, start, stop in run:
+            if stop > start:
+                self.read_into(name, start, out[done : done + stop - start])
+            done += stop - start
+
+    def step(self, name: str) -> int:
+        """Entries that a slice of a large tensor should hold: reads that begin at its multiples cost no work twice."""
+        return BLOCK
+
+    def expect(self, run: Run) -> None:
+        """Says that `run` will be read soon, so that the disk may begin."""
+        return
 
     @property
     def aliases(self) -> Mapping[str, str]:

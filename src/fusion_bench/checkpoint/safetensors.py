@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from fusion_bench.checkpoint.base import DTYPE_BYTES, Checkpoint, TensorInfo
+from fusion_bench.checkpoint.base import DTYPE_BYTES, Checkpoint, Run, TensorInfo
 from fusion_bench.checkpoint.dtypes import torch_dtype
 from fusion_bench.checkpoint.folder import listed, read_config, read_index
 from fusion_bench.checkpoint.safetensors_header import Header, read_header
@@ -41,6 +41,11 @@ class SafetensorsFile:
             if count == 0:
                 raise CheckpointError(f"{self.path}: ends {wanted - done} bytes early; it was cut since it was opened.")
             done += count
+
+    def expect(self, position: int, size: int) -> None:
+        """Has the kernel read ahead without waiting for it."""
+        if self._descriptor >= 0 and hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self._descriptor, position, size, os.POSIX_FADV_WILLNEED)
 
     def close(self) -> None:
         if self._descriptor >= 0:
@@ -85,6 +90,37 @@ class SafetensorsCheckpoint(Checkpoint):
         if out.dtype != dtype or out.ndim != 1 or not out.is_contiguous() or out.device.type != "cpu":
             raise ValueError(f"{name}: the buffer must be 1-D, contiguous, on the CPU, of dtype {dtype}")
         self._fill(stored, begin, out)
+
+    def read_run(self, run: Run, out: torch.Tensor) -> None:
+        import torch
+
+        if not out.numel():
+            return
+        memory = out.detach().view(torch.uint8).numpy().data
+        done = 0
+        for file, position, size in self._spans(run):
+            file.fill(memory[done : done + size], position)
+            done += size
+
+    def expect(self, run: Run) -> None:
+        for file, position, size in self._spans(run):
+            file.expect(position, size)
+
+    def _spans(self, run: Run) -> Iterator[tuple[SafetensorsFile, int, int]]:
+        """File, position and bytes of the pieces; neighbours in a file come as one."""
+        held: tuple[SafetensorsFile, int, int] | None = None
+        for name, start, stop in run:
+            stored = self.stored(name)
+            file, entry = self._where[stored], DTYPE_BYTES[self._infos[stored].dtype]
+            position, size = file.header.offsets[stored] + start * entry, (stop - start) * entry
+            if held is not None and held[0] is file and held[1] + held[2] == position:
+                held = (file, held[1], held[2] + size)
+                continue
+            if held is not None and held[2]:
+                yield held
+            held = (file, position, size)
+        if held is not None and held[2]:
+            yield held
 
     def _fill(self, stored: str, begin: int, out: torch.Tensor) -> None:
         import torch

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from fusion_bench.checkpoint.base import Checkpoint, Delta, Dense, TensorInfo
+from fusion_bench.checkpoint.base import Checkpoint, Delta, Dense, Run, TensorInfo
 from fusion_bench.checkpoint.dtypes import parse_dtype, torch_dtype
 from fusion_bench.checkpoint.folder import listed
 from fusion_bench.errors import CheckpointError, NonFiniteError
@@ -43,6 +43,18 @@ class _View(Checkpoint):
     def read_into(self, name: str, start: int, out: torch.Tensor) -> None:
         stored, begin, _ = self.span(name, start, start + out.numel())
         self.inner.read_into(self._sources[stored], begin, out)
+
+    def read_run(self, run: Run, out: torch.Tensor) -> None:
+        self.inner.read_run(self._inner_run(run), out)
+
+    def step(self, name: str) -> int:
+        return self.inner.step(self._sources[self.stored(name)])
+
+    def expect(self, run: Run) -> None:
+        self.inner.expect(self._inner_run(run))
+
+    def _inner_run(self, run: Run) -> Run:
+        return tuple((self._sources[self.stored(name)], start, stop) for name, start, stop in run)
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -159,6 +171,9 @@ class Cast(_View):
     def read_into(self, name: str, start: int, out: torch.Tensor) -> None:
         out.copy_(self.read(name, start, start + out.numel()))
 
+    def read_run(self, run: Run, out: torch.Tensor) -> None:
+        Checkpoint.read_run(self, run, out)
+
 
 class Finite(_View):
     """`inner`, refusing to hand out NaN or infinity: NonFiniteError names the tensor."""
@@ -175,6 +190,9 @@ class Finite(_View):
     def read_into(self, name: str, start: int, out: torch.Tensor) -> None:
         self.inner.read_into(name, start, out)
         self._refuse(name, out)
+
+    def read_run(self, run: Run, out: torch.Tensor) -> None:
+        Checkpoint.read_run(self, run, out)
 
     def _refuse(self, name: str, values: torch.Tensor) -> None:
         import torch

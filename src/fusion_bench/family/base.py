@@ -6,12 +6,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from fusion_bench.checkpoint.structure import Structure
+from fusion_bench.family.layers import structure_of
 from fusion_bench.family.ties import Ties
 
 if TYPE_CHECKING:
     import torch
 
-    from fusion_bench.checkpoint.base import Checkpoint
+    from fusion_bench.checkpoint.base import Checkpoint, TensorInfo
 
 Advance = Callable[[float], None]
 
@@ -43,6 +45,10 @@ class ModelFamily(ABC):
         self, module: torch.nn.Module, checkpoint: Checkpoint, threads: int = 1, advance: Advance | None = None
     ) -> None:
         """Fills `module`, made by `load`, with the values of another checkpoint of the same names and shapes."""
+
+    def structure(self, config: Mapping[str, Any], infos: Mapping[str, TensorInfo]) -> Structure:
+        """Which tensors are linear layers and which block each belongs to. Reads names, shapes and the mapping."""
+        return structure_of(config, infos)
 
     @abstractmethod
     def aliases(self, config: Mapping[str, Any]) -> Ties:

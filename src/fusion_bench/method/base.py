@@ -3,108 +3,24 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from fusion_bench.errors import ConfigError
+from fusion_bench.method.fused import Built, Fused, Members, Merged, PerTask
+from fusion_bench.method.inputs import Granularity, Inputs, Scan, Slot
 
 if TYPE_CHECKING:
     import torch
 
     from fusion_bench.checkpoint.align import Alignment
     from fusion_bench.checkpoint.base import Checkpoint
-    from fusion_bench.progress import Progress
 
-Granularity = Literal["element", "tensor"]
-
-
-@dataclass(frozen=True)
-class Merged:
-    """One checkpoint for all tasks."""
-
-    checkpoint: Checkpoint
-
-
-@dataclass(frozen=True)
-class PerTask:
-    """One checkpoint a task: the task must be known when the model is used."""
-
-    checkpoints: Mapping[str, Checkpoint]
-
-
-@dataclass(frozen=True)
-class Members:
-    """Several models that stay apart, by name."""
-
-    checkpoints: Mapping[str, Checkpoint]
-
-
-@dataclass(frozen=True)
-class Built:
-    """A checkpoint whose forward pass is rebuilt by the registered `wrapper`."""
-
-    checkpoint: Checkpoint
-    wrapper: str
-
-
-Fused = Merged | PerTask | Members | Built
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """What an algorithm is given: checkpoints that are known to align, the seed, the means to work."""
-
-    models: Mapping[str, Checkpoint]
-    base: Checkpoint | None
-    alignment: Alignment
-    seed: int
-    threads: int
-    progress: Progress
-    dtype: str | None = None
-
-    @property
-    def reference(self) -> Checkpoint:
-        """The checkpoint whose names, shapes and dtypes the result keeps: the base, else the first model."""
-        return self.base if self.base is not None else next(iter(self.models.values()))
-
-
-class Slot(Protocol):
-    """One slice of one tensor, of the base and of every model, in the computing dtype (float32 or wider).
-
-    With granularity ``element`` tensors are 1-D slices of the flattened tensor; with ``tensor`` they have its shape.
-    """
-
-    name: str
-    index: int
-    shape: tuple[int, ...]
-    start: int
-    stop: int
-    covers: int
-    model_names: tuple[str, ...]
-
-    @property
-    def base(self) -> torch.Tensor:
-        """The base's slice. Must not be modified."""
-
-    @property
-    def models(self) -> Iterator[torch.Tensor]:
-        """The models' slices in pool order. Each may be modified and is valid until the next is asked for."""
-
-    @property
-    def deltas(self) -> Iterator[torch.Tensor]:
-        """Model minus base (task vectors) in pool order; the same rules as for `models`."""
-
-
-class Scan(Protocol):
-    """A streaming pass over the floating tensors, or those in `names`: `visit` of every slot, results in slot order.
-
-    With ``sample=True`` each slot is only a short piece that stands for `covers` entries, so the pass costs little.
-    """
-
-    def __call__(
-        self, visit: Callable[[Slot], Any], what: str, names: Collection[str] | None = None, sample: bool = False
-    ) -> list[Any]: ...
+__all__ = [
+    "Built", "CheckpointMethod", "Fused", "Granularity", "Inputs", "Members", "Merged", "ModelFusionAlgorithm",
+    "PerTask", "Scan", "Slot", "TensorMethod",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -142,6 +58,29 @@ class ModelFusionAlgorithm(ABC):
         """The registry key: the name of the file that defines the class."""
         return cls.__module__.rsplit(".", 1)[-1]
 
+    @classmethod
+    def from_plain(cls, value: Any, where: str) -> ModelFusionAlgorithm:
+        """An algorithm out of a key or of a mapping with `name` and hyperparameters, of the kind `cls`. ConfigError."""
+        from fusion_bench.build import build
+        from fusion_bench.method import method_class
+
+        values = {"name": value} if isinstance(value, str) else dict(value)
+        name = values.pop("name", None)
+        if name is None:
+            raise ConfigError(f"{where}.name is missing: give the key of a method, as in {where}=task_arithmetic.")
+        chosen = method_class(str(name))
+        if not issubclass(chosen, cls):
+            raise ConfigError(f"{where}={name}: does not merge tensor by tensor, so it cannot stand there.")
+        return build(chosen, values, where)
+
+    def plain(self) -> dict[str, Any]:
+        """Key and hyperparameters as plain values, ready for JSON; methods inside likewise."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {
+            "name": self.key(),
+            **{k: v.plain() if isinstance(v, ModelFusionAlgorithm) else _plain(v) for k, v in values.items()},
+        }
+
     @abstractmethod
     def fuse(self, inputs: Inputs) -> Fused:
         """Fuses aligned checkpoints; the result stays lazy where it can be."""
@@ -163,12 +102,29 @@ class ModelFusionAlgorithm(ABC):
 
 @dataclass(frozen=True)
 class TensorMethod(ModelFusionAlgorithm):
-    """An algorithm that merges slice by slice, after any number of streaming passes with bounded state."""
+    """An algorithm that merges slice by slice, after any number of streaming passes with bounded state.
+
+    `per_task`: the result is one checkpoint for each model's task; `merge` is then called with `slot.task` set.
+    """
+
+    per_task: ClassVar[bool] = False
 
     @property
-    def granularity(self) -> Granularity:
-        """What may be cut: ``element`` lets a slot be any slice, ``tensor`` asks for whole tensors."""
+    def pointwise(self) -> bool:
+        """Whether an entry depends on the entries at its place alone: small tensors are then merged several at once."""
+        return False
+
+    def granularity(self, name: str, inputs: Inputs) -> Granularity:
+        """How far tensor `name` may be cut: anywhere, between rows (runs of its last dimension), or not at all."""
         return "element"
+
+    def workspace(self, name: str, inputs: Inputs) -> float:
+        """Memory that merging a slice takes, in slices of the computing dtype: inputs, temporaries, result."""
+        return 9.0
+
+    def passes(self, inputs: Inputs) -> int:
+        """How often each model is read in full, the merge itself included."""
+        return 1
 
     def survey(self, inputs: Inputs, scan: Scan) -> Any:
         """Whole-model facts that `merge` needs, gathered in streaming passes."""
@@ -185,7 +141,8 @@ class TensorMethod(ModelFusionAlgorithm):
     def fuse(self, inputs: Inputs) -> Fused:
         from fusion_bench.method.engine import MergedCheckpoint
 
-        return Merged(MergedCheckpoint(self, inputs))
+        merged = MergedCheckpoint(self, inputs)
+        return PerTask({name: merged.for_task(name) for name in inputs.models}) if self.per_task else Merged(merged)
 
 
 @dataclass(frozen=True)
@@ -201,3 +158,9 @@ class CheckpointMethod(ModelFusionAlgorithm):
 
         made: Checkpoint = Finite(self.transform(inputs), "the model")
         return Merged(made if inputs.dtype is None else Cast(made, inputs.dtype))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, (tuple, list)) else value

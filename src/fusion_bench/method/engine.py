@@ -3,75 +3,23 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import cached_property
 from typing import Any
 
 import torch
 
-from fusion_bench.checkpoint.base import Checkpoint, TensorInfo
+from fusion_bench.checkpoint.base import Checkpoint, Run, TensorInfo
 from fusion_bench.checkpoint.dtypes import torch_dtype
-from fusion_bench.checkpoint.stream import BLOCK
 from fusion_bench.errors import NonFiniteError
 from fusion_bench.method.base import Inputs, TensorMethod
+from fusion_bench.method.budget import FIXED, Gate, slice_bytes
 from fusion_bench.method.configs import config_remarks
-from fusion_bench.ops.scratch import SCRATCH
+from fusion_bench.method.slots import StreamSlot, pieces
+from fusion_bench.method.units import Unit, Units
 from fusion_bench.parallel import one_torch_thread, ordered_map
 
-# A sampled pass reads this many pieces of each slice: several short ones, since neighbouring entries resemble another.
-_PIECES = 4
 _SAMPLE_ENTRIES = 1 << 18
-
-
-class StreamSlot:
-    """A slice that is read when asked for; one worker uses it and drops it."""
-
-    def __init__(self, run: MergedCheckpoint, index: int, name: str, start: int, stop: int) -> None:
-        info = run.inputs.alignment.infos[name]
-        self.name, self.index, self.start, self.stop = name, index, start, stop
-        self.covers = stop - start
-        self.shape = info.shape
-        self.model_names = tuple(run.inputs.models)
-        self._run = run
-        self._whole = run.method.granularity == "tensor"
-        self._dtype = run.compute_dtype
-
-    @cached_property
-    def base(self) -> torch.Tensor:
-        reference = self._run.inputs.base
-        assert reference is not None, "the method does not declare needs_base"
-        return self._shaped(self._read(reference, "base"))
-
-    @property
-    def models(self) -> Iterator[torch.Tensor]:
-        for name, model in self._run.inputs.models.items():
-            yield self._shaped(self._model(name, model))
-
-    @property
-    def deltas(self) -> Iterator[torch.Tensor]:
-        base = self.base
-        for model in self.models:
-            yield torch.sub(model, base, out=model)
-
-    def _shaped(self, flat: torch.Tensor) -> torch.Tensor:
-        return flat.reshape(self.shape) if self._whole else flat
-
-    def _model(self, name: str, model: Checkpoint) -> torch.Tensor:
-        if model.base is not None and model.base is self._run.inputs.base:
-            # An adapter over the pool's base: the base's slice is at hand, so only the delta is worked out.
-            changed = model.apply_delta(self.name, self.start, self.base.reshape(-1))
-            return changed.to(self._dtype)
-        return self._read(model, "model")
-
-    def _read(self, source: Checkpoint, role: str) -> torch.Tensor:
-        stored = torch_dtype(source.info(self.name).dtype)
-        numel = self.stop - self.start
-        raw = SCRATCH.take(role, numel, stored)
-        source.read_into(self.name, self.start, raw)
-        if stored == self._dtype:
-            return raw
-        wide = SCRATCH.take(role, numel, self._dtype)
-        return wide.copy_(raw)
 
 
 class MergedCheckpoint(Checkpoint):
@@ -84,9 +32,17 @@ class MergedCheckpoint(Checkpoint):
     def __init__(self, method: TensorMethod, inputs: Inputs) -> None:
         self.method = method
         self.inputs = inputs
-        self._lock = threading.Lock()
-        self._state: Any = None
-        self._surveyed = False
+        self.task: str | None = None
+        self._survey = _Survey(self)
+        self._units = Units(method, inputs)
+        self._gate = Gate(max(1, inputs.budget - FIXED))
+        self._last = threading.local()
+
+    def for_task(self, task: str) -> MergedCheckpoint:
+        """The same merge for the task of one model; what was surveyed is shared."""
+        other = MergedCheckpoint(self.method, self.inputs)
+        other.task, other._survey, other._gate = task, self._survey, self._gate
+        return other
 
     @cached_property
     def infos(self) -> Mapping[str, TensorInfo]:
@@ -124,11 +80,7 @@ class MergedCheckpoint(Checkpoint):
 
     def prepare(self) -> Any:
         """Runs the method's passes if they have not run; returns their result."""
-        with self._lock:
-            if not self._surveyed:
-                self._state = self.method.survey(self.inputs, self._scan)
-                self._surveyed = True
-        return self._state
+        return self._survey.state()
 
     def remarks(self) -> list[str]:
         """What the report must say of this merge: mixed dtypes, integer tensors that differ, the method's own words."""
@@ -157,65 +109,89 @@ class MergedCheckpoint(Checkpoint):
         if not self.infos[name].floating:
             self.inputs.reference.read_into(name, start, out)
             return
-        state = self.prepare()
-        with one_torch_thread():
-            for slot in self._slots_of(name, start, stop):
-                merged = self.method.merge(slot, state).reshape(-1)
-                self._refuse_non_finite(merged, slot)
-                begin, end = max(slot.start, start), min(slot.stop, stop)
-                piece = merged[begin - slot.start : end - slot.start]
-                _refuse_overflow(piece, out.dtype, name)
-                out[begin - start : end - start].copy_(piece)
+        done = 0
+        for unit, begin, end in self._units.covering(name, start, stop):
+            self._merge_into(unit, begin, end, out[done : done + end - begin])
+            done += end - begin
+
+    def read_run(self, run: Run, out: torch.Tensor) -> None:
+        if len(run) > 1 and self.infos[run[0][0]].floating:
+            unit, begin, _ = next(self._units.covering(*run[0]))
+            if begin == 0 and unit.run == run:
+                self._merge_into(unit, 0, unit.numel, out)
+                return
+        super().read_run(run, out)
+
+    def step(self, name: str) -> int:
+        return self._units.step(name) if self.infos[name].floating else super().step(name)
+
+    def expect(self, run: Run) -> None:
+        for member in self._members:
+            member.expect(run)
 
     @cached_property
-    def _first_index(self) -> Mapping[str, int]:
-        """The index of each floating tensor's first slot, over the whole model."""
-        found: dict[str, int] = {}
-        index = 0
-        for name in self.inputs.alignment.floating:
-            found[name] = index
-            numel = self.inputs.alignment.infos[name].numel
-            index += 1 if self.method.granularity == "tensor" else max(1, -(-numel // BLOCK))
-        return found
+    def _members(self) -> list[Checkpoint]:
+        base = [self.inputs.base] if self.inputs.base is not None else []
+        return [*base, *self.inputs.models.values()]
 
-    def _slots_of(self, name: str, start: int = 0, stop: int | None = None) -> Iterator[StreamSlot]:
-        """The slots that cover entries ``start:stop`` of a tensor."""
-        numel = self.inputs.alignment.infos[name].numel
-        index = self._first_index[name]
-        if self.method.granularity == "tensor" or numel == 0:
-            yield StreamSlot(self, index, name, 0, numel)
+    def _merge_into(self, unit: Unit, begin: int, end: int, out: torch.Tensor) -> None:
+        """Entries ``begin:end`` of a unit. Of several small tensors the last merge is kept for their next reader."""
+        if len(unit.run) > 1 and end - begin < unit.numel:
+            if getattr(self._last, "index", None) != unit.index:
+                self._last.values = self._merged(unit, out.dtype).clone()
+                self._last.index = unit.index
+            out.copy_(self._last.values[begin:end])
             return
-        for begin in range(start // BLOCK * BLOCK, numel if stop is None else stop, BLOCK):
-            yield StreamSlot(self, index + begin // BLOCK, name, begin, min(begin + BLOCK, numel))
+        with self._room(unit):
+            out.copy_(self._merged(unit, out.dtype)[begin:end])
 
-    def _scan(
+    def _merged(self, unit: Unit, dtype: torch.dtype) -> torch.Tensor:
+        state = self.prepare()
+        with one_torch_thread():
+            slot = self._slot(unit)
+            merged = self.method.merge(slot, state).reshape(-1)
+            self._refuse_non_finite(merged, slot)
+            _refuse_overflow(merged, dtype, unit.run[0][0])
+            return merged
+
+    def _slot(self, unit: Unit, covers: int = 0) -> StreamSlot:
+        row = self._units.row(unit.run[0][0])
+        return StreamSlot(self.inputs, self.compute_dtype, unit, row, self.task, covers)
+
+    def _room(self, unit: Unit) -> Any:
+        return self._gate.room(slice_bytes(self.method, self.inputs, unit.run[0][0], unit.numel))
+
+    def scan(
         self, visit: Callable[[Any], Any], what: str, names: Collection[str] | None = None, sample: bool = False
     ) -> list[Any]:
-        chosen = [name for name in self.inputs.alignment.floating if names is None or name in names]
-        slots = [slot for name in chosen for slot in self._slots_of(name)]
+        """A pass over the slots; see :class:`fusion_bench.method.inputs.Scan`."""
+        chosen = None if names is None else set(names)
+        units = [(u, u.numel) for u in self._units.all if chosen is None or not chosen.isdisjoint(p[0] for p in u.run)]
         if sample:
-            share = min(1.0, _SAMPLE_ENTRIES / max(1, sum(slot.covers for slot in slots)))
-            slots = [piece for slot in slots for piece in self._pieces(slot, share)]
-        entries = sum(slot.stop - slot.start for slot in slots)
+            share = min(1.0, _SAMPLE_ENTRIES / max(1, sum(covers for _, covers in units)))
+            rows = self._units.row
+            units = [piece for unit, _ in units for piece in pieces(unit, share, rows(unit.run[0][0]))]
+
+        def one(work: tuple[Unit, int]) -> Any:
+            with self._room(work[0]):
+                return visit(self._slot(*work))
+
         results = []
-        with self.inputs.progress.bar(what, entries / 1e6, "M entries") as advance:
-            for slot, result in zip(slots, ordered_map(visit, slots, self.inputs.threads), strict=True):
+        total = sum(unit.numel for unit, _ in units) * self._entry_bytes
+        with self.inputs.progress.bar(what, total, "B") as advance:
+            work = ordered_map(one, units, self.inputs.threads, lambda item: self.expect(item[0].run))
+            for (unit, _), result in zip(units, work, strict=True):
                 results.append(result)
-                advance((slot.stop - slot.start) / 1e6)
+                advance(unit.numel * self._entry_bytes)
         return results
 
-    def _pieces(self, slot: StreamSlot, share: float) -> Iterator[StreamSlot]:
-        part = max(1, slot.covers // _PIECES)
-        length = max(256, int(part * share))
-        if length * _PIECES >= slot.covers:
-            yield slot
-            return
-        for number in range(_PIECES):
-            # At different depths, so that a regular layout is not sampled in one column.
-            start = slot.start + number * part + (slot.index * 7919 + number * 104729) % (part - length + 1)
-            piece = StreamSlot(self, slot.index, slot.name, start, start + length)
-            piece.covers = part
-            yield piece
+    @cached_property
+    def _entry_bytes(self) -> float:
+        """Bytes that are read for one entry of the result, on average."""
+        infos = self.inputs.alignment.infos
+        names = self.inputs.alignment.floating
+        entries = sum(infos[name].numel for name in names)
+        return sum(m.info(name).nbytes for m in self._members for name in names) / max(1, entries)
 
     def _refuse_non_finite(self, merged: torch.Tensor, slot: StreamSlot) -> None:
         # A finite sum proves finite entries at a third of the cost of testing each one.
@@ -226,12 +202,14 @@ class MergedCheckpoint(Checkpoint):
             inputs = {"base": self.inputs.base, **inputs}
         faults = []
         for name, model in inputs.items():
-            piece = model.read(slot.name, slot.start, slot.stop)
-            bad = int((~torch.isfinite(piece.float())).sum())
-            if bad:
-                faults.append(f"model {name!r}: tensor {slot.name!r} holds {bad} NaN or infinite entries")
+            for tensor, start, stop in slot.run:
+                bad = int((~torch.isfinite(model.read(tensor, start, stop).float())).sum())
+                if bad:
+                    faults.append(f"model {name!r}: tensor {tensor!r} holds {bad} NaN or infinite entries")
         if not faults:
-            raise NonFiniteError(f"tensor {slot.name!r}: the merge overflows {merged.dtype}. Take a smaller factor.")
+            raise NonFiniteError(
+                f"tensor {slot.run[0][0]!r}: the merge overflows {merged.dtype}. Take a smaller factor."
+            )
         raise NonFiniteError("\n".join(faults) + ".\nRepair the file, or leave the model out (modelpool.select).")
 
 
@@ -243,3 +221,20 @@ def _refuse_overflow(values: torch.Tensor, dtype: torch.dtype, name: str) -> Non
         raise NonFiniteError(
             f"tensor {name!r}: values of the merge exceed the range of {spelled}. Write a wider type: dtype=float32."
         )
+
+
+class _Survey:
+    """What a method's passes found: run once, when first asked for."""
+
+    def __init__(self, merge: MergedCheckpoint) -> None:
+        self._merge = merge
+        self._lock = threading.Lock()
+        self._done = False
+        self._state: Any = None
+
+    def state(self) -> Any:
+        with self._lock:
+            if not self._done:
+                self._state = self._merge.method.survey(self._merge.inputs, self._merge.scan)
+                self._done = True
+        return self._state

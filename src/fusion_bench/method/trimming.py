@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Literal
 
-from fusion_bench.errors import NonFiniteError
 from fusion_bench.method.base import Inputs, Scan, Slot
+from fusion_bench.method.finite import require_finite
 from fusion_bench.parallel import ordered_map
 
 if TYPE_CHECKING:
@@ -99,16 +99,8 @@ def _batches(groups: Iterable[Group], sizes: Mapping[Group, int]) -> Iterator[li
 def _magnitudes(slot: Slot) -> Any:
     """The magnitudes of each model's delta, in pool order; a non-finite input is refused here, since comparisons
     would drop it silently."""
-    import torch
-
     for index, delta in enumerate(slot.deltas):
-        magnitudes = delta.abs_()
-        if not torch.isfinite(magnitudes.sum()) and not torch.isfinite(magnitudes).all():
-            raise NonFiniteError(
-                f"model {slot.model_names[index]!r}, or the base: tensor {slot.name!r} holds NaN or infinite entries.\n"
-                "Repair the file, or leave the model out (modelpool.select)."
-            )
-        yield index, magnitudes
+        yield index, require_finite(slot, index, delta.abs_())
 
 
 class _Search:

@@ -22,6 +22,10 @@ class SimpleAverage(TensorMethod):
 
     source = "Model soups, arXiv 2203.05482"
 
+    @property
+    def pointwise(self) -> bool:
+        return True
+
     def merge(self, slot: Slot, state: Any) -> torch.Tensor:
         from fusion_bench.ops import linear
 

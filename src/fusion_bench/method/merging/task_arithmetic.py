@@ -32,6 +32,10 @@ class TaskArithmetic(TensorMethod):
 
     scaling_factor: float = hyper(0.3, "the factor λ on the sum of the task vectors; any number, negative to forget")
 
+    @property
+    def pointwise(self) -> bool:
+        return True
+
     def merge(self, slot: Slot, state: Any) -> torch.Tensor:
         from fusion_bench.ops import linear
 

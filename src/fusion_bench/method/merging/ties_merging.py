@@ -102,6 +102,13 @@ class TiesMerging(TensorMethod):
             return self.density
         return self.threshold if self.threshold <= 1 else self.threshold / 100
 
+    @property
+    def pointwise(self) -> bool:
+        return (self.scope == "model" or self.kept >= 1) and not self.remove_keys
+
+    def passes(self, inputs: Inputs) -> int:
+        return 1 + (self.kept < 1) + (self.zero_sum == "majority")
+
     def check(self, models: Sequence[str]) -> None:
         weights = by_model(self.weights, models)
         if self.merge_func == "max" and min(weights) < 0:

@@ -44,6 +44,10 @@ class WeightedAverage(TensorMethod):
         weights = by_model(self.weights, tuple(inputs.models))
         return normalized(weights) if self.normalize else weights
 
+    @property
+    def pointwise(self) -> bool:
+        return True
+
     def merge(self, slot: Slot, state: tuple[float, ...]) -> torch.Tensor:
         from fusion_bench.ops import linear
 
