@@ -14,10 +14,16 @@ T = TypeVar("T")
 
 
 def hyper(
-    default: Any, doc: str, *, low: float | None = None, high: float | None = None, above: float | None = None
+    default: Any,
+    doc: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
 ) -> Any:
-    """A dataclass field with its documentation and range: `low` and `high` are allowed values, `above` is not."""
-    metadata = {"doc": doc, "low": low, "high": high, "above": above}
+    """A field with its documentation and range: `low` and `high` are allowed values, `above` and `below` are not."""
+    metadata = {"doc": doc, "low": low, "high": high, "above": above, "below": below}
     if isinstance(default, (dict, list)):
         return dataclasses.field(default_factory=lambda: type(default)(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -45,6 +51,12 @@ def check(cls: type, values: Mapping[str, Any], where: str) -> tuple[dict[str, A
     for name, value in values.items():
         if name not in fields:
             faults.append(unknown("key", f"{prefix}{name}", [f"{prefix}{field}" for field in fields]))
+            continue
+        if hasattr(hints[name], "from_plain") and not isinstance(value, hints[name]):
+            try:
+                checked[name] = hints[name].from_plain(value, f"{prefix}{name}")
+            except ConfigError as fault:
+                faults.append(str(fault))
             continue
         try:
             checked[name] = convert(value, hints[name])
@@ -82,6 +94,8 @@ def _plain(value: Any) -> Any:
 
 def describe(hint: Any) -> str:
     """A type as a reader of the command line would name it."""
+    if hasattr(hint, "from_plain"):
+        return "a method: its key, or {name: key, …}"
     origin = get_origin(hint)
     if origin is Literal:
         return " | ".join("null" if a is None else str(a) for a in get_args(hint))
@@ -166,8 +180,8 @@ def _scalar(value: Any, hint: Any) -> Any:
 
 
 def _in_range(value: Any, metadata: Mapping[str, Any]) -> None:
-    low, high, above = metadata.get("low"), metadata.get("high"), metadata.get("above")
-    if (low, high, above) == (None, None, None):
+    low, high, above, below = (metadata.get(bound) for bound in ("low", "high", "above", "below"))
+    if (low, high, above, below) == (None, None, None, None):
         return
     leaves = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else [value]
     for leaf in leaves:
@@ -177,15 +191,16 @@ def _in_range(value: Any, metadata: Mapping[str, Any]) -> None:
             (low is not None and leaf < low)
             or (high is not None and leaf > high)
             or (above is not None and leaf <= above)
+            or (below is not None and leaf >= below)
         ):
             raise ValueError(f"out of range; accepted: {range_text(metadata)}")
 
 
 def range_text(metadata: Mapping[str, Any]) -> str:
     """The allowed range of a field in words; empty when it has none."""
-    low, high, above = metadata.get("low"), metadata.get("high"), metadata.get("above")
+    low, high, above, below = (metadata.get(bound) for bound in ("low", "high", "above", "below"))
     lower = f"greater than {above:g}" if above is not None else f"at least {low:g}" if low is not None else ""
-    upper = f"at most {high:g}" if high is not None else ""
+    upper = f"below {below:g}" if below is not None else f"at most {high:g}" if high is not None else ""
     return " and ".join(part for part in (lower, upper) if part)
 
 

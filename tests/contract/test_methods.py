@@ -54,7 +54,14 @@ def method(key: str, case: str | None = None, count: int = 1) -> ModelFusionAlgo
     values = cls.identity[case]
     if values is None:
         return None
-    return cls(**{name: 1 / count if value == "1/N" else value for name, value in values.items()})
+    return build(cls, filled(values, count), "method")
+
+
+def filled(value: Any, count: int) -> Any:
+    """`value` with every "1/N" in it replaced by its number."""
+    if isinstance(value, dict):
+        return {name: filled(inside, count) for name, inside in value.items()}
+    return 1 / count if value == "1/N" else value
 
 
 @pytest.mark.parametrize("key", METHODS)
@@ -95,7 +102,7 @@ def test_bounds(key: str, field: Any) -> None:
     """At its bounds a hyperparameter works; beyond them it is refused by name and value."""
     cls = method_class(key)
     models, base = pool()
-    for bound, inside in (("low", True), ("high", True), ("above", False)):
+    for bound, inside in (("low", True), ("high", True), ("above", False), ("below", False)):
         value = field.metadata.get(bound)
         if value is None:
             continue

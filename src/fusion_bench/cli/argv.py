@@ -7,13 +7,16 @@ from collections.abc import Callable, Sequence
 
 from fusion_bench.errors import ConfigError, unknown
 
-VERBS = ("list", "show")
+VERBS = ("list", "show", "verify")
 
 # Keys and folders that earlier releases of the benchmark used, and their documentation still shows.
 _OLD_KEYS = {"report_save_path": "save_report", "merged_model_save_path": "save_model"}
 _OLD_FOLDERS = ("Seq2SeqLMPool/", "PeftModelForSeq2SeqLMPool/", "AutoModelForSeq2SeqLMPool/")
 _OLD_PATH = re.compile(r"^(\+{0,2}modelpool\.models\.[^=]+)\.pretrained_model_name_or_path=")
 _INDEX = re.compile(r"^(\+{0,2}modelpool\.models)\.([^.=]+)([^=]*)(=.*)?$", re.DOTALL)
+
+# A method inside a method: its hyperparameters are known once it is chosen.
+_INNER = re.compile(r"^\+{0,2}method((?:\.inner)+)(\.(?!inner$)\w.*)?$")
 
 _GROUPS = ("method", "modelpool", "taskpool")
 _VALUED = (
@@ -72,6 +75,12 @@ def _flags_first(arguments: Sequence[str]) -> list[str]:
 
 def _renamed(argument: str) -> str:
     key, equals, value = argument.partition("=")
+    inner = _INNER.match(key)
+    if equals and inner:
+        if inner.group(2):
+            return f"++{key.lstrip('+')}={value}"
+        if re.fullmatch(r"[\w,]+", value):
+            return f"{key}=" + ",".join(f"{{name:{word}}}" for word in value.split(","))
     if equals and key.lstrip("+") in _OLD_KEYS:
         return f"{_OLD_KEYS[key.lstrip('+')]}={value}"
     if equals and key == "modelpool":

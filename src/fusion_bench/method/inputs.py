@@ -71,6 +71,7 @@ class Slot(Protocol):
     covers: int
     model_names: tuple[str, ...]
     task: str | None
+    seed: int
 
     @property
     def base(self) -> torch.Tensor:

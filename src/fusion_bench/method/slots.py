@@ -27,7 +27,7 @@ class StreamSlot:
     def __init__(
         self, inputs: Inputs, dtype: torch.dtype, unit: Unit, row: int, task: str | None = None, covers: int = 0
     ) -> None:
-        self.index, self.task = unit.index, task
+        self.index, self.task, self.seed = unit.index, task, inputs.seed
         self.run: Run = unit.run
         single = len(unit.run) == 1
         self.name, self.start, self.stop = unit.run[0] if single else ("", 0, unit.numel)

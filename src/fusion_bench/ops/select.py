@@ -37,11 +37,16 @@ class Bracket:
 
 @dataclass(frozen=True)
 class Tally:
-    """What one slice contributes: entries >= high, entries inside, the inside magnitudes unless they are too many."""
+    """What one slice contributes: entries >= high, entries inside, the inside magnitudes unless they are too many.
+
+    `zeros`: entries equal to 0 where the bracket begins there; they are counted apart from those inside, since sparse
+    task vectors hold more of them than could be kept.
+    """
 
     above: int
     inside: int
     values: torch.Tensor | None
+    zeros: int = 0
 
 
 @dataclass(frozen=True)
@@ -89,7 +94,12 @@ def tally(magnitudes: torch.Tensor, within: Bracket) -> Tally:
     # NumPy compares, counts and compresses several times faster than torch does on one thread.
     values = magnitudes.numpy()
     inside = SCRATCH.like("inside", magnitudes, torch.bool).numpy()
-    np.greater_equal(values, values.dtype.type(within.low), out=inside)
+    zeros = 0
+    if within.low == 0.0 and not within.single:
+        np.greater(values, values.dtype.type(0), out=inside)
+        zeros = inside.size - int(np.count_nonzero(inside))
+    else:
+        np.greater_equal(values, values.dtype.type(within.low), out=inside)
     above = 0
     if within.high != math.inf:
         below = SCRATCH.like("below", magnitudes, torch.bool).numpy()
@@ -98,8 +108,8 @@ def tally(magnitudes: torch.Tensor, within: Bracket) -> Tally:
         np.logical_and(inside, below, out=inside)
     count = int(np.count_nonzero(inside))
     if within.single or count > max(64, values.size * _SHARE):
-        return Tally(above, count, None)
-    return Tally(above, count, torch.from_numpy(values[inside]))
+        return Tally(above, count, None, zeros)
+    return Tally(above, count, torch.from_numpy(values[inside]), zeros)
 
 
 def resolve(tallies: list[Tally], within: Bracket) -> Cut | Bracket | None:
@@ -108,6 +118,9 @@ def resolve(tallies: list[Tally], within: Bracket) -> Cut | Bracket | None:
     inside = sum(t.inside for t in tallies)
     if above >= within.keep > 0:
         return Bracket(within.high, math.inf, within.keep, within.dtype)
+    zeros = sum(t.zeros for t in tallies)
+    if above + inside < within.keep <= above + inside + zeros:
+        return Cut(0.0, within.keep - above - inside)
     if above + inside < within.keep:
         return Bracket(0.0, within.low, within.keep, within.dtype)
     if within.single:

@@ -37,7 +37,7 @@ class MethodConfigSource(ConfigSource):
         from fusion_bench.method import method_class
 
         key = name.removesuffix(".yaml")
-        config = OmegaConf.create({"name": key, **defaults(method_class(key))})
+        config = OmegaConf.create({"name": key, **_with_inner(method_class(key), defaults(method_class(key)))})
         return ConfigResult(config=config, path=f"{self.scheme()}://{group}/{key}", provider=self.provider,
                             header={"package": None})  # fmt: skip
 
@@ -71,6 +71,17 @@ class MethodConfigSource(ConfigSource):
             return None
         file = Path(value).expanduser()
         return file if file.is_file() else None
+
+
+def _with_inner(cls: Any, values: dict[str, Any]) -> dict[str, Any]:
+    """Methods inside a method as mappings, so that their hyperparameters can be set one by one."""
+    from typing import get_type_hints
+
+    hints = get_type_hints(cls)
+    return {
+        name: {"name": value} if isinstance(value, str) and hasattr(hints[name], "from_plain") else value
+        for name, value in values.items()
+    }
 
 
 def _completed(group: str, config: Any) -> Any:
