@@ -14,6 +14,7 @@ _NOT_LINEAR: Final = re.compile(
     r"(^|[._])(embed\w*|\w*embeddings?|shared|wte|wpe|lm_head|embed_out|output_projection|relative_attention_bias"
     r"|visual_projection|text_projection)([._]|$)"
 )
+_EMBEDDING: Final = re.compile(r"(^|[._])(embed\w*|\w*embeddings?|shared|wte|wpe)([._]|$)")
 _IN_BY_OUT: Final = re.compile(r"(^|\.)(c_attn|c_proj|c_fc|q_attn)\.weight$")
 _IN_BY_OUT_TYPES: Final = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer"})
 
@@ -23,7 +24,11 @@ def structure_of(config: Mapping[str, Any], infos: Mapping[str, TensorInfo]) -> 
     linear = frozenset(name for name, info in infos.items() if _is_linear(name, info))
     turned = config.get("model_type") in _IN_BY_OUT_TYPES
     transposed = frozenset(name for name in linear if turned and _IN_BY_OUT.search(name))
-    return Structure(linear, transposed, _blocks(infos))
+    blocks = _blocks(infos)
+    before = frozenset(
+        name for name in infos if name not in blocks and _EMBEDDING.search(name) and "embed_out" not in name
+    )
+    return Structure(linear, transposed, blocks, before)
 
 
 def _is_linear(name: str, info: TensorInfo) -> bool:

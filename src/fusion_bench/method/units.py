@@ -30,17 +30,23 @@ class Units:
     def __init__(self, method: TensorMethod, inputs: Inputs) -> None:
         self._method = method
         self._inputs = inputs
+        self._known: dict[str, Granularity] = {}
 
     def step(self, name: str) -> int:
         """Entries of tensor `name` that one unit holds at most."""
         numel = max(1, self._inputs.alignment.infos[name].numel)
-        granularity = self._method.granularity(name, self._inputs)
+        granularity = self._granularity(name)
         if granularity == "tensor":
             return numel
         if granularity == "row":
             row = self.row(name)
             return max(1, BLOCK // row) * row
         return BLOCK
+
+    def _granularity(self, name: str) -> Granularity:
+        if name not in self._known:
+            self._known[name] = self._method.granularity(name, self._inputs)
+        return self._known[name]
 
     def row(self, name: str) -> int:
         """Entries of a row: the last dimension; a tensor of one dimension is one row."""
@@ -56,7 +62,7 @@ class Units:
         found: list[Unit] = []
         for name in names:
             numel, step = self._inputs.alignment.infos[name].numel, self.step(name)
-            granularity = self._method.granularity(name, self._inputs)
+            granularity = self._granularity(name)
             for start in range(0, max(1, numel), step):
                 found.append(Unit(len(found), ((name, start, min(start + step, numel)),), granularity))
         return found
