@@ -17,6 +17,10 @@ from fusion_bench.errors import CheckpointError
 MAX_HEADER_BYTES = 100_000_000
 LENGTH_BYTES = 8
 
+_Contents = tuple[Mapping[str, TensorInfo], Mapping[str, int], Mapping[str, str], str]
+_LATELY: dict[tuple[bytes, int], _Contents] = {}
+_KEPT = 4
+
 
 @dataclass(frozen=True, slots=True)
 class Header:
@@ -41,10 +45,22 @@ def read_header(path: Path, descriptor: int) -> Header:
         fault = f"its header claims {length} bytes, the file has {status.st_size}"
         raise _damaged(path, fault, "cut off, or not safetensors")
     text = _read_exactly(path, descriptor, length)
-    metadata, tensors = _parse(path, text)
-    start = LENGTH_BYTES + length
-    infos, offsets = _layout(path, tensors, start, status.st_size - start)
-    return Header(infos, offsets, metadata, status.st_size, status.st_mtime_ns, _digest(text))
+    infos, offsets, metadata, digest = _contents(path, text, status.st_size)
+    return Header(infos, offsets, metadata, status.st_size, status.st_mtime_ns, digest)
+
+
+def _contents(path: Path, text: bytes, size: int) -> _Contents:
+    """What the header `text` of a file of `size` bytes says. The experts of a pool mostly share theirs, parsed once."""
+    key = (text, size)
+    if key not in _LATELY:
+        metadata, tensors = _parse(path, text)
+        start = LENGTH_BYTES + len(text)
+        found: _Contents = (*_layout(path, tensors, start, size - start), metadata, _digest(text))
+        while len(_LATELY) >= _KEPT:
+            _LATELY.pop(next(iter(_LATELY)), None)
+        _LATELY[key] = found
+        return found
+    return _LATELY[key]
 
 
 def _read_exactly(path: Path, descriptor: int, length: int) -> bytes:

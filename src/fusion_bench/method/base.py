@@ -126,6 +126,10 @@ class TensorMethod(ModelFusionAlgorithm):
         """How often each model is read in full, the merge itself included."""
         return 1
 
+    def operations(self, name: str, inputs: Inputs) -> float:
+        """Floating-point operations that tensor `name` costs, roughly: for estimates of time."""
+        return 1.5 * inputs.alignment.infos[name].numel * (len(inputs.models) + 1) * self.passes(inputs)
+
     def survey(self, inputs: Inputs, scan: Scan) -> Any:
         """Whole-model facts that `merge` needs, gathered in streaming passes."""
         return None

@@ -73,7 +73,8 @@ class StreamSlot:
     def _read(self, source: Checkpoint, role: str) -> torch.Tensor:
         numel = sum(stop - start for _, start, stop in self.run)
         device = torch.device(self._inputs.device)
-        stored = {source.info(name).dtype for name, _, _ in self.run}
+        infos = source.infos
+        stored = {(infos[name] if name in infos else source.info(name)).dtype for name, _, _ in self.run}
         if len(stored) == 1:
             kind = torch_dtype(stored.pop())
             raw = SCRATCH.take(role, numel, kind)
