@@ -1,0 +1,110 @@
+"""What becomes of a fusion's result on the command line: saved, evaluated, remarked on, whatever its kind."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fusion_bench.cli.job import place, shard_bytes
+from fusion_bench.cli.plan import Plan
+from fusion_bench.errors import ConfigError
+from fusion_bench.method.base import Fused, Merged, PerTask
+from fusion_bench.progress import Progress
+from fusion_bench.report import schema
+
+if TYPE_CHECKING:
+    from fusion_bench.checkpoint.base import Checkpoint
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A fused model, or one for each task: `models` by task, under ``""`` the one for all tasks."""
+
+    models: Mapping[str, Checkpoint]
+
+    @classmethod
+    def of(cls, fused: Fused, plan: Plan) -> Outcome:
+        if isinstance(fused, Merged):
+            return cls({"": fused.checkpoint})
+        if isinstance(fused, PerTask):
+            return cls(fused.checkpoints)
+        raise ConfigError(f"method={plan.method.key()} returns several models, which this command cannot save yet.")
+
+    @property
+    def any(self) -> Checkpoint:
+        """One of the models: all have the same tensors."""
+        return next(iter(self.models.values()))
+
+    def remarks(self) -> list[str]:
+        """What the report must say of the merge."""
+        remarks = getattr(self.any, "remarks", None)
+        return remarks() if callable(remarks) else []
+
+    def saved(self, plan: Plan, progress: Progress) -> Outcome:
+        """Writes every model; the result reads what was written. Models of tasks go into folders of their names."""
+        from fusion_bench.checkpoint.parts import part_origin, write_parts_manifest
+
+        out = place(plan.job.save_model)
+        assert out is not None
+        origin = plan.origin()
+        if set(self.models) == {""}:
+            return Outcome({"": _save(plan, self.models[""], out, origin, progress)})
+        written = {
+            task: _save(plan, model, out / task, part_origin(origin, task), progress)
+            for task, model in self.models.items()
+        }
+        write_parts_manifest(out, list(written), origin)
+        return Outcome(written)
+
+    def evaluated(self, plan: Plan, progress: Progress) -> dict[str, Any]:
+        """The task pool's part of the report; each model is measured on the tasks it is for."""
+        how: dict[str, Any] = {
+            "settings": plan.job.settings,
+            "tokenizers": plan.tokenizers(),
+            "predictions": place(plan.job.save_predictions),
+            "progress": progress,
+        }
+        if set(self.models) == {""}:
+            return plan.taskpool.evaluate(self.models[""], **how)
+        results: dict[str, Any] = {}
+        for task in plan.taskpool.tasks:
+            if task in self.models:
+                found = plan.taskpool.evaluate(self.models[task], only=[task], **how)
+                results[task] = found[task]
+            else:
+                known = ", ".join(self.models)
+                results[task] = {"error": f"the method makes one model a task, and there is none for {task} ({known})"}
+        scores = [schema.primary(result) for result in results.values()]
+        if results:
+            results["average"] = schema.average([score for score in scores if score is not None])
+        return results
+
+
+def _save(plan: Plan, checkpoint: Checkpoint, out: Path, origin: Mapping[str, Any], progress: Progress) -> Checkpoint:
+    from fusion_bench.checkpoint.open import open_checkpoint
+    from fusion_bench.checkpoint.writer import save
+    from fusion_bench.cli.stopping import continuable
+    from fusion_bench.modelpool.members import with_ties
+    from fusion_bench.report.card import model_card
+
+    with continuable(out):
+        saved = save(
+            checkpoint,
+            out,
+            threads=plan.job.settings.workers,
+            shard_bytes=shard_bytes(plan.job.shard_size),
+            progress=progress,
+            origin=origin,
+            overwrite=plan.job.overwrite,
+            card=model_card(plan),
+        )
+    if saved.how == "complete":
+        print(f"{out}: complete, written by this command before; nothing to do", file=sys.stderr)
+    else:
+        there = f" ({saved.reused / 1e9:.2f} GB of it were there)" if saved.reused else ""
+        print(f"saved {out}{there}", file=sys.stderr)
+    # What is evaluated is what was written.
+    return with_ties(open_checkpoint(out))
