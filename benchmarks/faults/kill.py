@@ -1,13 +1,13 @@
 """Kills merges at random moments; counts half outputs, and outputs that the same command then finishes unlike others.
 
-usage: python benchmarks/faults/kill.py [POOL] [--kills 200] [--method simple_average] [--out FILE]
+usage: python benchmarks/faults/kill.py [POOL] [--kills 200] [--methods simple_average ties_merging] [--out FILE]
 
-POOL holds base/ and models; without one, a pool of seven models of 100 MB each is made for the purpose. Merges into one
-file and merges into shards take turns. For each kind, uninterrupted merges give the reference and their duration,
-counted from the appearance of DIR/.partial to its disappearance. Then, as often as asked: start the command, wait for
-.partial, wait for a moment drawn uniformly from the duration, send SIGKILL. What lies there must not load as a model
-unless every digest is right; the same command, run again, must end well, with the manifest (digests of all tensors and
-files) and the bytes on disk of the reference. Exit status 1 where any of it fails.
+POOL holds base/ and models; without one, a pool of six models of 200 MB each is made for the purpose. The methods, and
+for each of them merges into one file and into shards, take turns. Of each, uninterrupted merges give the reference
+and their duration, counted from the appearance of DIR/.partial to its disappearance. Then, as often as asked: start the
+command, wait for .partial, wait for a moment drawn uniformly from the duration, send SIGKILL. What lies there must not
+load as a model unless every digest is right; the same command, run again, must end well, with the manifest (digests of
+all tensors and files) and the bytes on disk of the reference. Exit status 1 where any of it fails.
 """
 
 from __future__ import annotations
@@ -98,26 +98,26 @@ def state(out: Path) -> str:
 
 
 def make_pool(folder: Path) -> None:
-    """A base and six models with random weights, 100 MB each."""
+    """A base and five models with random weights, 200 MB each."""
     import json
 
     import torch
     from safetensors.torch import save_file
 
     generator = torch.Generator().manual_seed(0)
-    for name in ("base", *(f"expert_{i}" for i in range(6))):
-        tensors = {f"layers.{i}.weight": torch.randn(1024, 1200, generator=generator) for i in range(20)}
-        tensors |= {f"layers.{i}.bias": torch.randn(1200, generator=generator) for i in range(20)}
+    for name in ("base", *(f"expert_{i}" for i in range(5))):
+        tensors = {f"layers.{i}.weight": torch.randn(1024, 1200, generator=generator) for i in range(40)}
+        tensors |= {f"layers.{i}.bias": torch.randn(1200, generator=generator) for i in range(40)}
         (folder / name).mkdir(parents=True)
         save_file(tensors, folder / name / "model.safetensors", {"format": "pt"})
-        (folder / name / "config.json").write_text(json.dumps({"model_type": "none", "layers": 20}))
+        (folder / name / "config.json").write_text(json.dumps({"model_type": "none", "layers": 40}))
 
 
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("pool", type=Path, nargs="?")
     parser.add_argument("--kills", type=int, default=200)
-    parser.add_argument("--method", default="simple_average")
+    parser.add_argument("--methods", nargs="+", default=["simple_average", "ties_merging"])
     parser.add_argument("--threads", type=int, default=1, help="one by default: the merge takes longer to be hit")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--scratch", type=Path, help="where pool and outputs are written; removed in the end")
@@ -134,22 +134,18 @@ def main() -> int:
             make_pool(pool := scratch / "pool")
         pool = pool.absolute()
         size = sum(file.stat().st_size for file in (pool / "base").glob("*.safetensors"))
-        common = [
-            f"method={arguments.method}",
-            "modelpool=folder",
-            f'modelpool.path="{pool}"',
-            f"threads={arguments.threads}",
-        ]
+        common = ["modelpool=folder", f'modelpool.path="{pool}"', f"threads={arguments.threads}"]
         merges = [
-            Merge("one file", common, scratch),
-            Merge("shards", [*common, f"shard_size={max(1, size // 4)}"], scratch),
+            Merge(f"{method} into {name}", [f"method={method}", *common, *more], scratch)
+            for method in arguments.methods
+            for name, more in (("one file", []), ("shards", [f"shard_size={max(1, size // 4)}"]))
         ]
         for merge in merges:
             merge.measure(rounds=3)
             print(f"{merge.name}: {merge.seconds:.2f} s from the appearance of {PARTIAL} to the end", flush=True)
         out = scratch / "out"
         for number in range(arguments.kills):
-            merge = merges[number % 2]
+            merge = merges[number % len(merges)]
             shutil.rmtree(out, ignore_errors=True)
             moment = draw.uniform(0, merge.seconds)
             process = merge.start(out)
@@ -163,11 +159,11 @@ def main() -> int:
             seen[f"{found} after the kill"] += 1
             seen["ended before the kill"] += not killed
             if found == "half":
-                faults.append(f"kill {number}, {moment:.3f} s: half an output")
+                faults.append(f"kill {number}, {merge.name}, {moment:.3f} s: half an output")
             try:
                 said = merge.finish(out)
             except RuntimeError as error:
-                faults.append(f"kill {number}, {moment:.3f} s: the same command fails: {error}")
+                faults.append(f"kill {number}, {merge.name}, {moment:.3f} s: the same command fails: {error}")
                 continue
             there = re.search(r"\((\S+) GB of it were there\)", said)
             seen["continued"] += there is not None
@@ -176,7 +172,8 @@ def main() -> int:
             whole = verify(out, threads=2).whole and not (out / PARTIAL).exists()
             seen["same digests"] += same and whole
             if not (same and whole):
-                faults.append(f"kill {number}, {moment:.3f} s: {'other digests' if whole else 'not whole'} afterwards")
+                what = "other digests" if whole else "not whole"
+                faults.append(f"kill {number}, {merge.name}, {moment:.3f} s: {what} afterwards")
             if number % 20 == 19:
                 print(f"{number + 1} kills: {dict(sorted(seen.items()))}", flush=True)
     for fault in faults:

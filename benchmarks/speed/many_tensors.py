@@ -2,8 +2,8 @@
 
 usage: python benchmarks/speed/many_tensors.py [--models 8] [--rounds 5] [--method simple_average] [--out FILE]
 
-Both pools are made in a temporary folder. Each round runs the whole command on one, then on the other; the difference of
-the medians is what the number of tensors costs (target: at most 1 s).
+Both pools are made in a temporary folder. Each round runs the whole command on one, then on the other; the difference
+of the medians is what the number of tensors costs (target: at most 1 s).
 """
 
 from __future__ import annotations

@@ -155,7 +155,11 @@ class TiesMerging(TensorMethod):
             total = self._votes(slot, trim, weights).total
             return int(torch.sign(total).sum(dtype=torch.float64))
 
-        return "positive" if sum(scan(signs, "electing the majority sign")) > 0 else "negative"
+        # Their largest entry is multiplied by that sign, so that nothing is left of it.
+        majority = sum(scan(signs, "electing the majority sign"))
+        if majority == 0 and self.merge_func == "max":
+            return "none"
+        return "positive" if majority > 0 else "negative"
 
     def _votes(self, slot: Slot, trim: Trim, weights: tuple[float, ...]) -> Any:
         from fusion_bench.ops import sign
