@@ -11,7 +11,7 @@ from fusion_bench.checkpoint.align import align
 from fusion_bench.checkpoint.base import Checkpoint
 from fusion_bench.checkpoint.dtypes import parse_dtype, torch_dtype
 from fusion_bench.errors import AlignmentError, ConfigError
-from fusion_bench.method.base import Fused, Inputs, Merged, ModelFusionAlgorithm, TensorMethod
+from fusion_bench.method.base import Fused, Inputs, Merged, ModelFusionAlgorithm, PerTask, TensorMethod
 from fusion_bench.method.budget import check_budget
 from fusion_bench.method.inputs import DEFAULT_BUDGET
 from fusion_bench.progress import Progress
@@ -36,8 +36,8 @@ def fuse(
     `models`: a ModelPool, the path of a folder pool, or a mapping from name (a sequence names them ``model_0``,
     ``model_1`` …) to any of Checkpoint, path, state dict, ``nn.Module``; `base`: one of these (a pool brings its own).
     The result follows the input: a lazy :class:`Checkpoint` for pools, checkpoints and paths, a dict of tensors for
-    state dicts, a module for modules (a copy of the base or the first model); methods that return more than one
-    checkpoint return what :class:`~fusion_bench.method.base.Fused` says. `dtype`: of floating tensors in the result
+    state dicts, a module for modules (a copy of the base or the first model); methods that make one model a task return
+    a dict from task to such a result. `dtype`: of floating tensors in the result
     (``"bfloat16"``, ``torch.bfloat16``); the base's where None. Inputs are never modified.
 
     Raises ConfigError where the method and the models do not fit, AlignmentError where the models do not fit one
@@ -58,13 +58,17 @@ def fuse(
     under = None if base is None else _checkpoint(base)
     pool = ModelPool(models={name: _checkpoint(model, under) for name, model in named.items()}, base=under)
     fused = fuse_pool(method, pool, seed=seed, threads=threads, dtype=dtype, progress=progress)
-    if not isinstance(fused, Merged):
-        return fused
-    if all(_is_module(sample) for sample in samples):
-        return _module(base if base is not None else samples[0], fused.checkpoint, dtype)
-    if all(isinstance(sample, Mapping) and not isinstance(sample, Checkpoint) for sample in samples):
-        return _state_dict(fused.checkpoint)
-    return fused.checkpoint
+
+    def alike(checkpoint: Checkpoint) -> Any:
+        if all(_is_module(sample) for sample in samples):
+            return _module(base if base is not None else samples[0], checkpoint, dtype)
+        if all(isinstance(sample, Mapping) and not isinstance(sample, Checkpoint) for sample in samples):
+            return _state_dict(checkpoint)
+        return checkpoint
+
+    if isinstance(fused, PerTask):
+        return {task: alike(checkpoint) for task, checkpoint in fused.checkpoints.items()}
+    return alike(fused.checkpoint) if isinstance(fused, Merged) else fused
 
 
 def fuse_pool(
@@ -133,10 +137,20 @@ def check_fit(method: ModelFusionAlgorithm, pool: ModelPool) -> None:
             f"method={method.key()} fuses models, and the pool {pool.name!r} holds a base alone. Add models to the "
             "pool, or take method=dummy, which returns the base."
         )
+    fewest, most = method.model_counts
+    count = len(pool.models)
+    if method.reads_models and not fewest <= count <= (most or count):
+        wanted = f"{fewest}" if fewest == most else f"{fewest} or more" if most is None else f"{fewest} to {most}"
+        raise ConfigError(
+            f"method={method.key()} fuses {wanted} models, and the pool {pool.name!r} has {count}: "
+            f"{', '.join(pool.models)}. Choose some, as in modelpool.select=[{','.join(list(pool.models)[:most])}]."
+        )
     method.check(tuple(pool.models))
 
 
 def _result(fused: Fused) -> Any:
+    if isinstance(fused, PerTask):
+        return dict(fused.checkpoints)
     return fused.checkpoint if isinstance(fused, Merged) else fused
 
 

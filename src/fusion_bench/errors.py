@@ -61,8 +61,11 @@ def nearest(given: str, accepted: Iterable[str], limit: int = 3) -> list[str]:
     by_folded: dict[str, str] = {}
     for word in words:
         by_folded.setdefault(_folded(word), word)
-    close = difflib.get_close_matches(_folded(given), by_folded, n=limit, cutoff=0.5)
-    found = [by_folded[word] for word in close]
+    start = _folded(given)
+    # A word cut short is meant more often than one that is spelled like it.
+    begun = [word for folded, word in by_folded.items() if len(start) > 2 and folded.startswith(start)]
+    close = [by_folded[word] for word in difflib.get_close_matches(start, by_folded, n=limit, cutoff=0.5)]
+    found = list(dict.fromkeys([*begun, *close]))[:limit]
     if _folded(given):
         contained = [w for w in words if _folded(given) in _folded(w) and w not in found]
         found += contained[: limit - len(found)]

@@ -27,6 +27,7 @@ ALLOWED: dict[str, set[str]] = {
     "taskpool": {"errors", "build", "checkpoint", "family", "progress", "settings", "zoo", "parallel"},
     "zoo": {"errors", "progress", "taskpool", "settings", "checkpoint", "family"},
     "report": {"errors", "cli", "checkpoint"},
+    "adapter": {"errors", "build", "checkpoint", "family", "method", "ops", "parallel", "progress", "settings", "api"},
     "api": {"errors", "checkpoint", "family", "method", "modelpool", "progress", "settings"},
 }
 # Modules that may import torch when they are imported: they are reached from inside functions alone.

@@ -46,6 +46,21 @@ def pool(dtype: torch.dtype = torch.float32) -> tuple[dict[str, State], State]:
     return {name: near(base, number + 1) for number, name in enumerate("abc")}, base
 
 
+def most(key: str) -> int:
+    """How many models of the pool the method takes."""
+    return min(3, method_class(key).model_counts[1] or 3)
+
+
+def pool_for(key: str, dtype: torch.dtype = torch.float32) -> tuple[dict[str, State], State]:
+    models, base = pool(dtype)
+    return dict(list(models.items())[-most(key) :]), base
+
+
+def outputs(key: str, fused: Any) -> dict[str, Any]:
+    """The results of a fusion by task; one for all tasks stands under an empty name."""
+    return fused if getattr(method_class(key), "per_task", False) else {"": fused}
+
+
 def method(key: str, case: str | None = None, count: int = 1) -> ModelFusionAlgorithm | None:
     """The algorithm with the hyperparameters under which the identity law `case` holds; None where it never does."""
     cls = method_class(key)
@@ -101,14 +116,15 @@ def test_unknown_hyperparameter(key: str) -> None:
 def test_bounds(key: str, field: Any) -> None:
     """At its bounds a hyperparameter works; beyond them it is refused by name and value."""
     cls = method_class(key)
-    models, base = pool()
+    models, base = pool_for(key)
     for bound, inside in (("low", True), ("high", True), ("above", False), ("below", False)):
         value = field.metadata.get(bound)
         if value is None:
             continue
         if inside:
-            out = fuse(build(cls, {field.name: value}, "method"), models, base)
-            assert all(torch.isfinite(t).all() for t in out.values() if t.is_floating_point())
+            fused = fuse(build(cls, {field.name: value}, "method"), models, base)
+            for out in outputs(key, fused).values():
+                assert all(torch.isfinite(t).all() for t in out.values() if t.is_floating_point())
         beyond = value - 1 if bound == "low" else value + 1 if bound == "high" else value
         with pytest.raises(ConfigError, match=rf"method\.{field.name}={beyond:g}|method\.{field.name}={beyond}"):
             build(cls, {field.name: beyond}, "method")
@@ -128,16 +144,16 @@ def test_reading_every_class_imports_no_torch() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("key", METHODS)
 def test_names_shapes_dtypes_and_integers_are_kept(key: str, dtype: torch.dtype) -> None:
-    models, base = pool(dtype)
-    out = fuse(method_class(key)(), models, base)
-    assert {n: (t.shape, t.dtype) for n, t in out.items()} == {n: (t.shape, t.dtype) for n, t in base.items()}
-    assert torch.equal(out["steps"], base["steps"])
-    assert torch.equal(out["positions"], base["positions"])
+    models, base = pool_for(key, dtype)
+    for out in outputs(key, fuse(method_class(key)(), models, base)).values():
+        assert {n: (t.shape, t.dtype) for n, t in out.items()} == {n: (t.shape, t.dtype) for n, t in base.items()}
+        assert torch.equal(out["steps"], base["steps"])
+        assert torch.equal(out["positions"], base["positions"])
 
 
 @pytest.mark.parametrize("key", METHODS)
 def test_inputs_are_left_alone(key: str) -> None:
-    models, base = pool()
+    models, base = pool_for(key)
     before = [{n: t.clone() for n, t in tensors.items()} for tensors in (base, *models.values())]
     fuse(method_class(key)(), models, base)
     for tensors, copy in zip((base, *models.values()), before, strict=True):
@@ -149,50 +165,52 @@ def test_one_model_is_that_model(key: str) -> None:
     algorithm = method(key, "one")
     if algorithm is None:
         pytest.skip("the law does not hold for this method, by its definition")
-    models, base = pool()
-    out = fuse(algorithm, {"a": models["a"]}, base)
-    for name, tensor in models["a"].items():
-        torch.testing.assert_close(out[name], tensor, rtol=1e-6, atol=1e-6)
+    models, base = pool_for(key)
+    for out in outputs(key, fuse(algorithm, {"c": models["c"]}, base)).values():
+        for name, tensor in models["c"].items():
+            torch.testing.assert_close(out[name], tensor, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("key", METHODS)
 def test_equal_models_fuse_to_that_model(key: str) -> None:
-    algorithm = method(key, "equal", count=3)
+    algorithm = method(key, "equal", count=most(key))
     if algorithm is None:
         pytest.skip("the law does not hold for this method, by its definition")
-    models, base = pool()
-    out = fuse(algorithm, dict.fromkeys("abc", models["a"]), base)
-    for name, tensor in models["a"].items():
-        torch.testing.assert_close(out[name], tensor, rtol=1e-6, atol=1e-6)
+    models, base = pool_for(key)
+    for out in outputs(key, fuse(algorithm, dict.fromkeys(models, models["c"]), base)).values():
+        for name, tensor in models["c"].items():
+            torch.testing.assert_close(out[name], tensor, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("key", [key for key in METHODS if method_class(key).symmetric])
 def test_order_does_not_matter(key: str) -> None:
-    models, base = pool()
-    out = fuse(method_class(key)(), models, base)
-    turned = fuse(method_class(key)(), dict(reversed(models.items())), base)
-    for name in out:
-        torch.testing.assert_close(out[name], turned[name], rtol=1e-6, atol=1e-6)
+    models, base = pool_for(key)
+    fused = outputs(key, fuse(method_class(key)(), models, base))
+    turned = outputs(key, fuse(method_class(key)(), dict(reversed(models.items())), base))
+    for task, out in fused.items():
+        for name in out:
+            torch.testing.assert_close(out[name], turned[task][name], rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("key", [k for k in METHODS if "scaling_factor" in defaults(method_class(k))])
 def test_factor_zero_is_the_base_bit_for_bit(key: str) -> None:
-    models, base = pool()
-    out = fuse(method_class(key)(scaling_factor=0.0), models, base)  # type: ignore[call-arg]
-    assert all(torch.equal(out[name], base[name]) for name in base)
+    models, base = pool_for(key)
+    fused = fuse(method_class(key)(scaling_factor=0.0), models, base)  # type: ignore[call-arg]
+    for out in outputs(key, fused).values():
+        assert all(torch.equal(out[name], base[name]) for name in base)
 
 
 @pytest.mark.parametrize("key", [k for k in METHODS if method_class(k).needs_base])
 def test_models_equal_to_the_base_give_the_base(key: str) -> None:
-    _, base = pool()
-    out = fuse(method_class(key)(), dict.fromkeys("abc", base), base)
-    for name in base:
-        torch.testing.assert_close(out[name], base[name], rtol=1e-6, atol=1e-6)
+    models, base = pool_for(key)
+    for out in outputs(key, fuse(method_class(key)(), dict.fromkeys(models, base), base)).values():
+        for name in base:
+            torch.testing.assert_close(out[name], base[name], rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("key", [k for k in METHODS if method_class(k).needs_base])
 def test_missing_base_is_refused(key: str) -> None:
-    models, _ = pool()
+    models, _ = pool_for(key)
     with pytest.raises(ConfigError, match="base"):
         fuse(method_class(key)(), models)
 
@@ -200,31 +218,33 @@ def test_missing_base_is_refused(key: str) -> None:
 @pytest.mark.parametrize("key", METHODS)
 def test_streamed_equals_in_memory_bit_for_bit(key: str, tmp_path: Path) -> None:
     """Files or memory, shards, threads, the sizes of reads: no byte may depend on them."""
-    models, base = pool()
+    models, base = pool_for(key)
     algorithm = method_class(key)()
-    reference = fuse(algorithm, models, base)
+    references = outputs(key, fuse(algorithm, models, base))
     folders = {}
     for number, (name, tensors) in enumerate([("base", base), *models.items()]):
         folders[name] = tmp_path / name
         save(MemoryCheckpoint(tensors), folders[name], shard_bytes=[None, 10_000, 10**6, 333_333][number])
     opened = {name: open_checkpoint(folder) for name, folder in folders.items()}
-    streamed = fuse(algorithm, {name: opened[name] for name in models}, opened["base"], threads=3)
-    save(streamed, tmp_path / "out", threads=3, shard_bytes=200_000, block=77_777)
-    written = open_checkpoint(tmp_path / "out")
-    for name, tensor in reference.items():
-        assert torch.equal(written[name], tensor), name
-        assert torch.equal(streamed[name], tensor), name
-    cut = torch.cat([streamed.read("w8", start, min(start + 99_999, 630_000)) for start in range(0, 630_000, 99_999)])
-    assert torch.equal(cut, reference["w8"].reshape(-1))
+    fused = outputs(key, fuse(algorithm, {name: opened[name] for name in models}, opened["base"], threads=3))
+    for task, reference in references.items():
+        streamed, out = fused[task], tmp_path / f"out-{task}"
+        save(streamed, out, threads=3, shard_bytes=200_000, block=77_777)
+        written = open_checkpoint(out)
+        for name, tensor in reference.items():
+            assert torch.equal(written[name], tensor), name
+            assert torch.equal(streamed[name], tensor), name
+        parts = [streamed.read("w8", start, min(start + 99_999, 630_000)) for start in range(0, 630_000, 99_999)]
+        assert torch.equal(torch.cat(parts), reference["w8"].reshape(-1))
 
 
 @pytest.mark.parametrize("key", TENSOR)
 def test_not_a_number_is_refused(key: str) -> None:
     from fusion_bench.errors import NonFiniteError
 
-    models, base = pool()
-    models["b"]["w3"][2, 1] = float("nan")
-    with pytest.raises(NonFiniteError, match=r"'b'.*'w3'"):
+    models, base = pool_for(key)
+    models["c"]["w3"][2, 1] = float("nan")
+    with pytest.raises(NonFiniteError, match=r"'c'.*'w3'"):
         fuse(method_class(key)(), models, base)
 
 
@@ -234,13 +254,14 @@ def test_modules_in_module_out(key: str) -> None:
         torch.manual_seed(seed)
         return torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.BatchNorm1d(3))
 
-    base, models = make(0), [make(1), make(2)]
-    out = fuse(method_class(key)(), models, base)
-    assert isinstance(out, torch.nn.Sequential)
-    assert out is not base
-    expected = fuse(method_class(key)(), [m.state_dict() for m in models], base.state_dict())
-    for name, tensor in out.state_dict().items():
-        assert torch.equal(tensor, expected[name])
+    base, models = make(0), [make(1), make(2)][: most(key)]
+    modules = outputs(key, fuse(method_class(key)(), models, base))
+    expected = outputs(key, fuse(method_class(key)(), [m.state_dict() for m in models], base.state_dict()))
+    for task, out in modules.items():
+        assert isinstance(out, torch.nn.Sequential)
+        assert out is not base
+        for name, tensor in out.state_dict().items():
+            assert torch.equal(tensor, expected[task][name])
 
 
 def test_kinds() -> None:

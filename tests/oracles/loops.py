@@ -139,7 +139,8 @@ def ties(
 
     Weights multiply the trimmed deltas that are merged; they also vote where `sign_weights` is `weighted`, and then a
     model agrees if its weighted entry has the elected sign. `majority` (the code of the authors) replaces an undecided
-    sign by the sign of most coordinates of the whole model; if there is no such sign either, negative entries merge.
+    sign by the sign of most coordinates of the whole model; if there is no such sign either, negative entries merge,
+    but the largest entry is multiplied by that sign of 0 (as a run of their functions shows).
     """
     given = _unit(weights, len(models))
     changes = [trimmed(delta(model, base), density, scope, count) for model in models]
@@ -176,7 +177,7 @@ def ties(
             if merge_func == "sum":
                 change = total
             elif merge_func == "max":
-                change = sign * largest
+                change = (elected[name][j] or _sign(balance) if zero_sum == "majority" else sign) * largest
             elif normalize_by == "count":
                 change = total / agreeing if agreeing else 0.0
             else:

@@ -29,7 +29,7 @@ class ModelFusionAlgorithm(ABC):
 
     Class facts: `category`; `requirement` as in Table 1 of that paper; `source`, the paper that defines it; whether
     the order of models matters not (`symmetric`), draws are made (`random`), a base is needed (`needs_base`) or
-    the models are looked at at all (`reads_models`);
+    the models are looked at at all (`reads_models`); the fewest and the most models (`model_counts`, None: any number);
     `identity`, the hyperparameters under which one model, and N equal ones, fuse to that model, by those two cases
     (None where the law does not hold).
     """
@@ -41,6 +41,7 @@ class ModelFusionAlgorithm(ABC):
     random: ClassVar[bool] = False
     needs_base: ClassVar[bool] = False
     reads_models: ClassVar[bool] = True
+    model_counts: ClassVar[tuple[int, int | None]] = (1, None)
     identity: ClassVar[Mapping[str, Mapping[str, Any] | None]] = {"one": {}, "equal": {}}
 
     def __post_init__(self) -> None:

@@ -49,10 +49,16 @@ def cut(name: str, inputs: Inputs, keys: MatrixKeys) -> Granularity:
     return "tensor" if is_matrix(name, inputs, keys) else "element"
 
 
-def flatness(name: str, inputs: Inputs) -> float:
-    """The short side of a matrix over its long one: the size of its smaller Gram matrix, in matrices."""
-    shape = inputs.alignment.infos[name].shape
-    return min(shape) / max(1, *shape)
+def decomposition(rows: int, columns: int) -> float:
+    """What the singular vectors or the polar factor of a matrix take, in matrices of float32: by the Gram matrix of its
+    shorter side, or by the decomposition that stands in for it."""
+    return 6 + 10 * min(rows, columns) / max(rows, columns)
+
+
+def interference_buffers(outputs: int, inputs: int) -> float:
+    """What the sums of :mod:`fusion_bench.ops.interference` and the eigenvectors of C take, in matrices of float32."""
+    # float64: total, D and two temporaries out x in; C, a Gram matrix, eigenvectors, work space, two products in x in.
+    return 8 + 16 * inputs / outputs
 
 
 def told(inputs: Inputs, keys: MatrixKeys) -> list[str]:
@@ -101,7 +107,7 @@ class Deltas:
 
 @dataclass(frozen=True)
 class SpectralMethod(TensorMethod):
-    r"""$\theta = \theta_0 + \lambda \Delta$ with $\Delta$ from `combine` for matrices, the mean of $\tau_i$ elsewhere."""
+    r"""$\theta = \theta_0 + \lambda \Delta$: $\Delta$ from `combine` for matrices, the mean of $\tau_i$ elsewhere."""
 
     needs_base = True
 
@@ -113,8 +119,8 @@ class SpectralMethod(TensorMethod):
         """The merged delta of one matrix, out x in; any floating dtype."""
 
     @abstractmethod
-    def buffers(self, flatness: float, models: int, turned: bool) -> float:
-        """What `combine` holds at most, in matrices of the computing dtype; `flatness` is short over long side."""
+    def buffers(self, outputs: int, inputs: int, models: int) -> float:
+        """What `combine` holds at most, in matrices of the computing dtype. A float64 matrix counts as two."""
 
     def granularity(self, name: str, inputs: Inputs) -> Granularity:
         return cut(name, inputs, self.matrix_keys)
@@ -123,9 +129,10 @@ class SpectralMethod(TensorMethod):
         if not is_matrix(name, inputs, self.matrix_keys):
             return 9.0
         rows, columns = inputs.alignment.infos[name].shape
-        tall = (rows >= columns) != (name in inputs.structure.transposed)
-        # The base, a model's slice as stored and as computed, the result: 4.
-        return 4 + self.buffers(flatness(name, inputs), len(inputs.models), tall)
+        if name in inputs.structure.transposed:
+            rows, columns = columns, rows
+        # The base and a model's slice, as stored and as computed: 4.
+        return 4 + self.buffers(rows, columns, len(inputs.models))
 
     def survey(self, inputs: Inputs, scan: Scan) -> Matrices:
         return matrices_of(inputs, self.matrix_keys)

@@ -42,12 +42,14 @@ def keep(values: torch.Tensor, probability: float | torch.Tensor, drawn: torch.T
     `probability`: one for all, or a tensor in the shape of `values`; `drawn`: what `bits` gave for these entries.
     """
     drawn = drawn.view(values.shape).to(values.device)
+    kept = SCRATCH.like("kept", values, torch.bool)
     if isinstance(probability, torch.Tensor):
-        kept = drawn.to(torch.float64).add_(_HALF).div_(2 * _HALF) < probability
-    elif probability >= 1:
-        return values
+        limit = (probability * (2 * _HALF)).round_().sub_(_HALF).clamp_(max=_HALF - 1)
+        torch.lt(drawn, limit.to(torch.int32), out=kept)
     else:
-        kept = SCRATCH.like("kept", values, torch.bool)
-        torch.lt(drawn, round(probability * 2 * _HALF) - _HALF, out=kept)
+        below = round(probability * 2 * _HALF) - _HALF
+        if below >= _HALF:
+            return values
+        torch.lt(drawn, below, out=kept)
     # A product is several times faster than a masked fill at random places.
     return values.mul_(kept.view(torch.uint8))

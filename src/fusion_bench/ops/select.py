@@ -135,6 +135,14 @@ def resolve(tallies: list[Tally], within: Bracket) -> Cut | Bracket | None:
     return Cut(value, wanted - larger)
 
 
+def exact(values: torch.Tensor, keep: int) -> Cut:
+    """The cut that keeps `keep` (1 to all) of numbers that are at hand (1-D, on the CPU, not negative)."""
+    place = values.numel() - keep
+    ordered = np.partition(values.numpy(), place)
+    value = float(ordered[place])
+    return Cut(value, keep - int(np.count_nonzero(ordered[place:] > ordered[place])))
+
+
 def edges(within: Bracket) -> torch.Tensor:
     """Fifteen magnitudes that divide a bracket evenly in the order of representable values, ascending."""
     dtype = within.dtype
@@ -175,7 +183,21 @@ def trim(delta: torch.Tensor, cut: Cut, ties: int | None) -> torch.Tensor:
         bound = step(cut.value, 0.0, delta.dtype) if ties is None else cut.value
         return torch.hardshrink(delta, bound, out=delta)
     magnitudes = delta.abs()
-    equal = (magnitudes == cut.value).nonzero().reshape(-1)
     drop = magnitudes < cut.value
-    drop[equal[ties:]] = True
+    _mark(drop, magnitudes, cut.value, ties, None)
     return delta.masked_fill_(drop, 0)
+
+
+def without(delta: torch.Tensor, cut: Cut, ties: int) -> torch.Tensor:
+    """`delta` with what `trim` would keep set to zero; may overwrite it. A cut at 0 keeps all that is not 0."""
+    magnitudes = delta.abs()
+    drop = magnitudes > cut.value
+    if ties:
+        _mark(drop, magnitudes, cut.value, None, ties)
+    return delta.masked_fill_(drop, 0)
+
+
+def _mark(mask: torch.Tensor, magnitudes: torch.Tensor, value: float, start: int | None, stop: int | None) -> None:
+    """Sets the mask at the entries of magnitude `value` from the `start`-th to before the `stop`-th, in flat order."""
+    places = (magnitudes.reshape(-1) == value).nonzero().reshape(-1)[start:stop]
+    mask.view(-1)[places] = True

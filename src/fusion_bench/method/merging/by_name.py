@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from fusion_bench.build import hyper
 from fusion_bench.errors import ConfigError
-from fusion_bench.method.base import Granularity, Inputs, Scan, Slot, TensorMethod
+from fusion_bench.method.assigned import ByTensor
+from fusion_bench.method.base import TensorMethod
 
 if TYPE_CHECKING:
-    import torch
-
     from fusion_bench.checkpoint.align import Alignment
     from fusion_bench.checkpoint.structure import Structure
 
@@ -22,7 +21,7 @@ _FILTER = "filter"
 
 
 @dataclass(frozen=True)
-class ByName(TensorMethod):
+class ByName(ByTensor):
     r"""`inner`, with hyperparameters that depend on the tensor: the first rule whose `filter` fits a name changes them.
 
     ``rules=[{filter: "*.mlp.*", scaling_factor: 0.5}, {filter: self_attn, scaling_factor: [0, 0.5, 1]}]``. A filter is a
@@ -65,26 +64,6 @@ class ByName(TensorMethod):
                     "A filter is a word in the name, or a pattern such as *.mlp.*."
                 )
 
-    def granularity(self, name: str, inputs: Inputs) -> Granularity:
-        return self.at(name, inputs.structure).granularity(name, inputs)
-
-    def workspace(self, name: str, inputs: Inputs) -> float:
-        return self.at(name, inputs.structure).workspace(name, inputs)
-
-    def passes(self, inputs: Inputs) -> int:
-        return max((m.passes(inputs) for m, _ in self._groups(inputs)), default=1)
-
-    def survey(self, inputs: Inputs, scan: Scan) -> dict[str, tuple[TensorMethod, Any]]:
-        found: dict[str, tuple[TensorMethod, Any]] = {}
-        for method, names in self._groups(inputs):
-            state = method.survey(inputs.only(names), _restricted(scan, names))
-            found.update(dict.fromkeys(names, (method, state)))
-        return found
-
-    def merge(self, slot: Slot, state: dict[str, tuple[TensorMethod, Any]]) -> torch.Tensor:
-        method, inner_state = state[slot.name]
-        return method.merge(slot, inner_state)
-
     def at(self, name: str, structure: Structure) -> TensorMethod:
         """The inner method with the hyperparameters that hold for tensor `name`."""
         rule = next((rule for rule in self.rules if _fits(rule, name)), None)
@@ -105,14 +84,6 @@ class ByName(TensorMethod):
             made[key] = method
         return made[key]
 
-    def _groups(self, inputs: Inputs) -> list[tuple[TensorMethod, list[str]]]:
-        """The methods in use, each with the tensors that it merges, in the order of names."""
-        found: dict[int, tuple[TensorMethod, list[str]]] = {}
-        for name in inputs.alignment.floating:
-            method = self.at(name, inputs.structure)
-            found.setdefault(id(method), (method, []))[1].append(name)
-        return list(found.values())
-
 
 def _fits(rule: Mapping[str, Any], name: str) -> bool:
     pattern = str(rule.get(_FILTER, "*"))
@@ -131,12 +102,3 @@ def _interpolated(values: Sequence[float], depth: float) -> float:
     high = min(low + 1, len(values) - 1)
     share = place - low
     return (1 - share) * values[low] + share * values[high]
-
-
-def _restricted(scan: Scan, own: Collection[str]) -> Scan:
-    def inside(
-        visit: Callable[[Slot], Any], what: str, names: Collection[str] | None = None, sample: bool = False
-    ) -> list[Any]:
-        return scan(visit, what, own if names is None else set(names) & set(own), sample)
-
-    return inside

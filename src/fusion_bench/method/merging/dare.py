@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from fusion_bench.build import hyper
 from fusion_bench.method.base import Inputs, Scan, Slot
+from fusion_bench.method.dropping import Ratios, l1_ratios
 from fusion_bench.method.wrapping import DeltaWrapper
 
 if TYPE_CHECKING:
     import torch
-
-Sums = Mapping[tuple[int, str], float]
 
 
 @dataclass(frozen=True)
@@ -48,27 +47,9 @@ class Dare(DeltaWrapper):
     def _by_norm(self) -> bool:
         return self.rescale and self.rescale_mode == "l1" and self.drop_rate > 0
 
-    def prepare(self, inputs: Inputs, scan: Scan) -> tuple[frozenset[str] | None, Sums]:
+    def prepare(self, inputs: Inputs, scan: Scan) -> tuple[frozenset[str] | None, Ratios]:
         spared = None if not self.only_linear_weights else inputs.structure.linear
-        if not self._by_norm:
-            return spared, {}
-        import torch
-
-        def norms(slot: Slot) -> list[tuple[str, float, float]]:
-            found = []
-            for model, delta in enumerate(slot.deltas):
-                whole = float(delta.abs().sum(dtype=torch.float64))
-                kept = float(self._dropped(slot, model, delta).abs_().sum(dtype=torch.float64))
-                found.append((slot.name, whole, kept))
-            return found
-
-        sums: dict[tuple[int, str], list[float]] = {}
-        for contributions in scan(norms, "measuring what is dropped"):
-            for model, (name, whole, kept) in enumerate(contributions):
-                entry = sums.setdefault((model, name), [0.0, 0.0])
-                entry[0] += whole
-                entry[1] += kept
-        return spared, {key: whole / kept if kept else 1.0 for key, (whole, kept) in sums.items()}
+        return spared, l1_ratios(scan, self._dropped) if self._by_norm else {}
 
     def edit(self, slot: Slot, model: int, delta: torch.Tensor, state: Any) -> torch.Tensor:
         linear, ratios = state

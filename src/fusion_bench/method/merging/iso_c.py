@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from fusion_bench.build import hyper
-from fusion_bench.method.spectral import Deltas, SpectralMethod
+from fusion_bench.method.spectral import Deltas, SpectralMethod, decomposition
 
 if TYPE_CHECKING:
     import torch
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class IsoC(SpectralMethod):
-    r"""$\Delta = \bar\sigma\, U V^\top$ of $\sum_i \tau_i = U \Sigma V^\top$, $\bar\sigma$ the mean singular value (Iso-C).
+    r"""Iso-C: $\Delta = \bar\sigma\, U V^\top$ of $\sum_i \tau_i = U \Sigma V^\top$, $\bar\sigma$ the mean of $\Sigma$.
 
     The result has one repeated singular value and the nuclear norm of the sum; one model alone is changed by it, too.
     `rank=numerical` counts the directions with $\sigma \ge 10^{-6} \sigma_{max}$ alone. `rank=full` takes all
@@ -32,12 +32,12 @@ class IsoC(SpectralMethod):
 
     rank: Literal["numerical", "full"] = hyper("numerical", "directions that count: those that are not null, or all")
 
-    def buffers(self, flatness: float, models: int, turned: bool) -> float:
-        return 1 + 6 + 10 * flatness
+    def buffers(self, outputs: int, inputs: int, models: int) -> float:
+        return 2 + decomposition(outputs, inputs)
 
     def combine(self, deltas: Deltas) -> torch.Tensor:
-        from fusion_bench.ops import linear, spectral
+        from fusion_bench.ops import spectral
 
         null = spectral.NULL if self.rank == "numerical" else -1.0
-        factor, values = spectral.polar(linear.total(deltas), null, deltas.exact)
+        factor, values = spectral.polar(spectral.total(deltas), null, deltas.exact)
         return factor.mul_(values.mean()) if len(values) else factor

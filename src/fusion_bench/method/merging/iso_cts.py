@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from fusion_bench.build import hyper
 from fusion_bench.method.base import Inputs
-from fusion_bench.method.spectral import Deltas, SpectralMethod
+from fusion_bench.method.spectral import Deltas, SpectralMethod, decomposition
 
 if TYPE_CHECKING:
     import torch
@@ -40,9 +40,9 @@ class IsoCts(SpectralMethod):
     def passes(self, inputs: Inputs) -> int:
         return 2
 
-    def buffers(self, flatness: float, models: int, turned: bool) -> float:
-        # Both stacks and a residual in float64, then as for Iso-C.
-        return 1 + 4 + 2 * flatness + 6 + 10 * flatness
+    def buffers(self, outputs: int, inputs: int, models: int) -> float:
+        # The sum; both stacks, their parts and a residual in float64; a decomposition.
+        return 2 + 6 + 4 * min(outputs, inputs) / max(outputs, inputs) + decomposition(outputs, inputs)
 
     def split(self, rank: int, models: int) -> int:
         """How many of `rank` directions belong to the tasks."""
@@ -52,20 +52,20 @@ class IsoCts(SpectralMethod):
     def combine(self, deltas: Deltas) -> torch.Tensor:
         import torch
 
-        from fusion_bench.ops import linear, spectral
+        from fusion_bench.ops import spectral
 
         exact, null = deltas.exact, spectral.NULL if self.rank == "numerical" else -1.0
         rank = min(deltas.shape)
         own = self.split(rank, len(deltas))
-        common = spectral.factors(linear.total(deltas), rank - own, null, exact=exact)
+        common = spectral.factors(spectral.total(deltas), rank - own, null, exact=exact)
         parts = []
         for delta in deltas if own else ():
+            length = float(torch.linalg.vector_norm(delta, dtype=torch.float64))
             rest = delta.double() - common.left @ spectral.product(delta.T, common.left).T
-            scale = float(torch.linalg.vector_norm(delta, dtype=torch.float64))
-            part = spectral.factors(rest, own // len(deltas), null, scale, exact)
+            part = spectral.factors(rest, own // len(deltas), null, length / rank**0.5, exact)
             # The Frobenius norm bounds the largest singular value, which is worked out only where it decides.
-            if null >= 0 and len(part.values) < own // len(deltas):
-                part = spectral.factors(rest, own // len(deltas), null, spectral.largest(delta), exact)
+            if null >= 0 and len(part.values) and float(part.values[-1]) < null * length:
+                part = spectral.above(part, null * spectral.largest(delta))
             parts.append(part)
         parts.append(common)
         values = torch.cat([part.values for part in parts])

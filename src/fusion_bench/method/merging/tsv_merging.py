@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from fusion_bench.method.spectral import Deltas, SpectralMethod
+from fusion_bench.method.spectral import Deltas, SpectralMethod, decomposition
 
 if TYPE_CHECKING:
     import torch
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TsvMerging(SpectralMethod):
-    r"""$\Delta = U_\perp \,\mathrm{diag}(\sigma)\, V_\perp^\top$ of every task's leading singular directions (TSV-M).
+    r"""TSV-M: $\Delta = U_\perp \,\mathrm{diag}(\sigma)\, V_\perp^\top$ of every task's leading singular directions.
 
-    $\tau_i = U_i \Sigma_i V_i^\top$ gives its $k = \lfloor \min(out, in) / N \rfloor$ leading components; $U = [U_1 \ldots
-    U_N]$ and $V$ are stacked, and each is replaced by its polar factor, so that tasks no longer overlap. Components
-    with $\sigma < 10^{-6} \sigma_{max}$ of their task are dropped first: their vectors are arbitrary.
+    $\tau_i = U_i \Sigma_i V_i^\top$ gives its $k = \lfloor \min(out, in) / N \rfloor$ leading components; $U = [U_1
+    \ldots U_N]$ and $V$ are stacked, and each is replaced by its polar factor, so that tasks no longer overlap.
+    Components with $\sigma < 10^{-6} \sigma_{max}$ of their task are dropped first: their vectors are arbitrary.
 
     One model gives that model; $N$ equal ones give its truncation to rank $k$; a matrix with less than $N$ rows or
     columns gets the mean. Tensors that are not matrices get the mean; $\lambda$ scales both.
@@ -29,9 +29,9 @@ class TsvMerging(SpectralMethod):
     source = "TSV-Merge, arXiv 2412.00081"
     identity: ClassVar[Mapping[str, Mapping[str, Any] | None]] = {"one": {}, "equal": None}
 
-    def buffers(self, flatness: float, models: int, turned: bool) -> float:
-        # Both stacks in float64, then the larger of: a decomposition, the polar factor of the long stack.
-        return 2 + 2 * flatness + 6 + 10 * flatness
+    def buffers(self, outputs: int, inputs: int, models: int) -> float:
+        # Both stacks in float64 and a decomposition.
+        return 2 + 2 * min(outputs, inputs) / max(outputs, inputs) + decomposition(outputs, inputs)
 
     def combine(self, deltas: Deltas) -> torch.Tensor:
         import torch
