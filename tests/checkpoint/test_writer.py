@@ -15,9 +15,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from fusion_bench.checkpoint.base import Checkpoint
+from fusion_bench.checkpoint.manifest import MANIFEST
 from fusion_bench.checkpoint.memory import MemoryCheckpoint
 from fusion_bench.checkpoint.open import open_checkpoint
-from fusion_bench.checkpoint.output import MANIFEST, check_writable
+from fusion_bench.checkpoint.output import check_writable
 from fusion_bench.checkpoint.views import WithAliases
 from fusion_bench.checkpoint.writer import save
 from fusion_bench.errors import ConfigError, OutputError
@@ -155,8 +156,9 @@ def test_companions(tmp_path: Path) -> None:
     assert all((out / name).read_text() == name for name in copied)
     assert (out / "README.md").read_text() == "# Fused\n"
     assert [(out / name).read_text() for name in ("a.txt", "b", "c")] == ["1", "2", "README.md"]
-    with pytest.raises(OutputError, match="no name for a file"):
-        save(open_checkpoint(source), tmp_path / "bad", extra_files={"../evil": "x"})
+    for name in ("../evil", ".partial", MANIFEST):
+        with pytest.raises(OutputError, match="no name for a file"):
+            save(open_checkpoint(source), tmp_path / "bad", extra_files={name: "x"})
     assert not (tmp_path / "bad").exists()
     assert not (tmp_path / "evil").exists()
 
@@ -232,9 +234,9 @@ def test_own_outputs_are_replaced_without_leftovers(tmp_path: Path) -> None:
     tensors = {f"t{i}": torch.ones(10) for i in range(5)}
     save(MemoryCheckpoint(tensors, config={"a": 1}), tmp_path, shard_bytes=50, extra_files={"old.txt": ""})
     assert len(list(tmp_path.glob("*.safetensors"))) == 5
-    save(MemoryCheckpoint({"x": torch.zeros(3)}), tmp_path)
+    save(MemoryCheckpoint({"x": torch.zeros(3)}), tmp_path, overwrite=True)
     assert names_in(tmp_path) == {"model.safetensors", MANIFEST}
-    save(MemoryCheckpoint(tensors), tmp_path, shard_bytes=50)
+    save(MemoryCheckpoint(tensors), tmp_path, shard_bytes=50, overwrite=True)
     assert set(open_checkpoint(tmp_path)) == set(tensors)
 
 

@@ -15,9 +15,10 @@ import torch
 from safetensors.torch import load_file
 
 import fusion_bench
+from fusion_bench.checkpoint.contents import PARTIAL
+from fusion_bench.checkpoint.manifest import MANIFEST
 from fusion_bench.checkpoint.memory import MemoryCheckpoint
 from fusion_bench.checkpoint.open import is_model_folder, open_checkpoint
-from fusion_bench.checkpoint.output import MANIFEST, PARTIAL
 from fusion_bench.checkpoint.writer import save
 from fusion_bench.errors import CheckpointError, FusionError, OutputError
 
@@ -56,7 +57,7 @@ def test_a_fault_leaves_the_former_output_alone(tmp_path: Path) -> None:
     save(MemoryCheckpoint({"x": torch.ones(2)}, config={"a": 1}), tmp_path)
     before = {name: (tmp_path / name).read_bytes() for name in names_in(tmp_path)}
     with pytest.raises(RuntimeError):
-        save(Faulty({"x": torch.zeros(100)}, 3, RuntimeError()), tmp_path, block=10)
+        save(Faulty({"x": torch.zeros(100)}, 3, RuntimeError()), tmp_path, block=10, overwrite=True)
     assert {name: (tmp_path / name).read_bytes() for name in names_in(tmp_path)} == before
 
 
@@ -115,18 +116,23 @@ save(Slow({{"x": torch.ones(5000)}}, config={{"a": 1}}), {str(out)!r}, block=100
     assert names_in(out) == {"model.safetensors", MANIFEST}
 
 
-def test_the_config_appears_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However early the moves are cut off, what lies there is no model, unless it is all there."""
+@pytest.mark.parametrize(("shard_bytes", "last"), [(50, "config.json"), (None, "model.safetensors")])
+def test_what_makes_a_model_appears_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shard_bytes: int | None, last: str
+) -> None:
     honest, moved = os.replace, []
 
     def replace(source: Any, target: Any) -> None:
-        moved.append(Path(target).name)
-        assert not is_model_folder(tmp_path)
+        if Path(target).parent == tmp_path:
+            moved.append(Path(target).name)
+            assert not is_model_folder(tmp_path)
         honest(source, target)
 
     monkeypatch.setattr(os, "replace", replace)
     tensors = {f"t{i}": torch.ones(10) for i in range(3)}
     for _ in range(2):
-        save(MemoryCheckpoint(tensors, config={"a": 1}), tmp_path, shard_bytes=50, extra_files={"z.txt": "z"})
+        checkpoint = MemoryCheckpoint(tensors, config={"a": 1})
+        save(checkpoint, tmp_path, shard_bytes=shard_bytes, extra_files={"z.txt": "z"}, overwrite=True)
         assert is_model_folder(tmp_path)
-    assert moved[-3:] == ["model.safetensors.index.json", MANIFEST, "config.json"]
+        assert moved[-1] == last
+        assert MANIFEST in moved

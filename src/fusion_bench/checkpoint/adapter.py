@@ -7,8 +7,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from fusion_bench.checkpoint.adapter_edits import AddLowRank, Multiply
 from fusion_bench.checkpoint.adapter_plan import Planner
-from fusion_bench.checkpoint.base import Checkpoint, Delta, Dense, TensorInfo
+from fusion_bench.checkpoint.base import Checkpoint, Delta, Dense, LowRank, Scale, TensorInfo
 from fusion_bench.checkpoint.dtypes import compute_name, torch_dtype
 from fusion_bench.checkpoint.peft_config import adapter_base, read_adapter_config
 from fusion_bench.checkpoint.pickle import PickleCheckpoint
@@ -102,6 +103,31 @@ class AdapterCheckpoint(Checkpoint):
             return Dense()
         edit = self._plan.edits.get(stored)
         return edit.delta() if edit is not None else None
+
+    @property
+    def path(self) -> Path:
+        """The folder of the adapter."""
+        return self._path
+
+    @property
+    def tensors(self) -> Checkpoint:
+        """The adapter's own tensors under the names of its file."""
+        return self._tensors
+
+    @property
+    def modules(self) -> Mapping[str, str]:
+        """Stored name of each tensor that factors or vectors change -> the module that the adapter's file names."""
+        return MappingProxyType(self._plan.origins)
+
+    def kind(self, name: str) -> type[LowRank] | type[Scale] | type[Dense] | None:
+        """The type of `delta(name)`, told without reading."""
+        stored = self.stored(name)
+        if stored in self._plan.replaced:
+            return Dense
+        edit = self._plan.edits.get(stored)
+        if edit is None:
+            return None
+        return LowRank if isinstance(edit, AddLowRank) else Scale if isinstance(edit, Multiply) else Dense
 
     def close(self) -> None:
         """Closes the adapter's own file; the base belongs to whoever opened it."""

@@ -1,173 +1,157 @@
-"""An output folder that appears whole or not at all."""
+"""Where a model may be written: what is refused, what is continued, what is there already."""
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any, Literal
 
-from fusion_bench.checkpoint.folder import CONFIG, PICKLE_INDEX, SAFETENSORS_INDEX, listed
+from fusion_bench.checkpoint.contents import PARTIAL, Contents, is_locked, look
+from fusion_bench.checkpoint.folder import PICKLE_INDEX, SAFETENSORS_INDEX, listed
+from fusion_bench.checkpoint.manifest import MANIFEST
+from fusion_bench.checkpoint.sealed import Origin, plain
 from fusion_bench.errors import OutputError
 
-PARTIAL = ".partial"
-# Lists what was written, so that a later run may replace exactly that.
-MANIFEST = "fusion_bench.json"
 # Files that must not outlive a replaced model: a loader could prefer them.
-_WEIGHTS = ("model*.safetensors", SAFETENSORS_INDEX, "pytorch_model*.bin", PICKLE_INDEX, "adapter_*")
-# Weights under construction have a name that no loader accepts.
-_UNFINISHED = ".part"
-_LOCK = "lock"
-# The index makes shards a checkpoint, the config makes a checkpoint a model: they come last, in this order.
-_LAST = (SAFETENSORS_INDEX, MANIFEST, CONFIG)
+WEIGHTS = ("model*.safetensors", SAFETENSORS_INDEX, "pytorch_model*.bin", PICKLE_INDEX, "adapter_*")
+
+Found = Literal["nothing", "unfinished", "complete"]
+"""What a run finds of its own: nothing, an output to be continued, all of it."""
+
+_CHOOSE = "Choose another folder, or pass overwrite=true to replace it once the new one is whole."
 
 
-def check_writable(out: str | Path, overwrite: bool = False) -> None:
-    """Raises OutputError where a model could not be written to `out`; to be called before any work. Changes nothing."""
+def check_writable(out: str | Path, overwrite: bool = False, origin: Origin | None = None) -> Found:
+    """Raises OutputError where a model could not be written to `out`; to be called before any work. Changes nothing.
+
+    `origin`: what the model is made from, by which an output of the same command is known; None knows none.
+    """
     out = Path(out)
     place = out
     while not place.exists() and place != place.parent:
         place = place.parent
     if not place.is_dir():
         raise OutputError(f"{out}: cannot be a folder: {place} is a file.")
-    if not os.access(place, os.W_OK | os.X_OK):
+    contents = look(out)
+    if is_locked(out):
+        raise busy(out)
+    found = judge(out, contents, overwrite, origin)
+    if found != "complete" and not os.access(place, os.W_OK | os.X_OK):
         raise OutputError(f"{out}: no permission to write in {place}.")
-    if place == out and not overwrite:
-        there = sorted({entry.name for entry in out.iterdir()} - {PARTIAL, MANIFEST} - _written(out))
-        if there:
-            raise OutputError(
-                f"{out}: holds other files ({listed(there, 5)}). Choose an empty or new folder, or pass overwrite=true."
-            )
+    return found
+
+
+def judge(out: Path, contents: Contents, overwrite: bool, origin: Origin | None) -> Found:
+    """What `check_writable` says of a folder with these contents."""
+    mine = None if origin is None else plain(origin)
+    remains, manifest = contents.remains, contents.manifest
+    others = list(contents.others)
+    if mine is not None:
+        others = [name for name in others if not _is_part(out / name, mine)]
+    moving = remains is not None and remains.moving is not None
+    if remains is not None and not remains.ours:
+        raise OutputError(f"{out}: holds {PARTIAL}, which is no output's. Move it away, or choose another folder.")
+    if remains is not None and mine is not None and remains.origin == mine:
+        if overwrite:
+            return "unfinished"
+        if moving or (manifest is None and not contents.unreadable):
+            return _unless(others, out, "unfinished")
+    if overwrite:
+        return "nothing"
+    if is_complete(contents, origin):
+        # Beside it may lie whatever does not change what is loaded.
+        return _unless([name for name in others if any(fnmatch(name, weights) for weights in WEIGHTS)], out, "complete")
+    found: Found = _unless(others, out, "nothing")
+    if contents.unreadable:
+        raise OutputError(f"{out}: {MANIFEST} is damaged. {_CHOOSE}")
+    if remains is not None and (moving or (remains.origin is not None and manifest is None)):
+        raise OutputError(
+            f"{out}: holds the unfinished output of another command{_told(remains.origin, mine)}. {_CHOOSE}"
+        )
+    if manifest is not None and mine is not None and manifest.origin == mine:
+        raise OutputError(
+            f"{out}: holds the output of this command, damaged: {listed(list(contents.faults), 5)}. "
+            "Pass overwrite=true to write it anew."
+        )
+    if manifest is not None:
+        raise OutputError(f"{out}: holds the output of another command{_told(manifest.origin, mine)}. {_CHOOSE}")
+    return found
+
+
+def is_complete(contents: Contents, origin: Origin | None) -> bool:
+    """Whether a finished output of this origin is there, each file of its size."""
+    manifest, remains = contents.manifest, contents.remains
+    own = manifest is not None and origin is not None and manifest.origin == plain(origin)
+    return own and not contents.faults and (remains is None or remains.moving is None)
 
 
 def check_space(out: Path, needed: int) -> None:
-    """Raises OutputError where the disk of `out` has fewer than `needed` bytes left."""
+    """Raises OutputError where the disk of `out` lacks room for `needed` bytes; `.partial` counts as free."""
     place = out
     while not place.exists():
         place = place.parent
-    free = shutil.disk_usage(place).free
+    partial = out / PARTIAL
+    held = sum(file.stat().st_blocks * 512 for file in partial.iterdir()) if partial.is_dir() else 0
+    free = shutil.disk_usage(place).free + held
     if free < needed:
         raise OutputError(f"{out}: needs {needed / 1e9:.2f} GB, the disk has {free / 1e9:.2f} GB left.")
 
 
-class Staging:
-    """The folder under construction. `path(name)`: where to write the file that will be called `name`."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._names: list[str] = []
-
-    def path(self, name: str) -> Path:
-        if Path(name).name != name or name in (PARTIAL, ".", ".."):
-            raise OutputError(f"{name!r} is no name for a file of a model.")
-        if name not in self._names:
-            self._names.append(name)
-        return self.folder / (name + _UNFINISHED)
-
-    def add(self, name: str, content: bytes) -> None:
-        """Writes a small file and syncs it to disk."""
-        with open(self.path(name), "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-
-    def names(self) -> list[str]:
-        """All files, those that make the others loadable last."""
-        return sorted(self._names, key=lambda name: (_LAST.index(name) + 1 if name in _LAST else 0, name))
+def part_origin(origin: Origin, part: str) -> dict[str, Any]:
+    """The origin of one of the models that a command makes together: its folder bears the name of the part."""
+    return {**plain(origin), "part": part}
 
 
-@contextmanager
-def staged(out: Path) -> Iterator[Staging]:
-    """Yields a staging folder inside `out`; on success its files replace those in `out`, else nothing is left.
-
-    A killed process leaves at most the staging folder, which no loader accepts and the next run removes.
-    """
-    created = _make(out)
-    folder = out / PARTIAL
-    lock = _locked(folder, out)
-    try:
-        for left in folder.iterdir():
-            if left.name != _LOCK:
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
-        staging = Staging(folder)
-        yield staging
-        manifest = {"format": 1, "files": {name: _size(staging, name) for name in staging.names()}}
-        staging.add(MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode())
-        _publish(staging, out)
-    except BaseException as error:
-        shutil.rmtree(folder, ignore_errors=True)
-        for made in reversed(created):
-            if made.is_dir() and not any(made.iterdir()):
-                made.rmdir()
-        if isinstance(error, OSError):
-            fault = error.strerror or error
-            raise OutputError(f"{out}: could not be written ({fault}). Nothing was left there.") from error
-        raise
-    finally:
-        os.close(lock)
+def busy(out: Path) -> OutputError:
+    return OutputError(f"{out}: another run is writing there. Wait for it, or choose another folder.")
 
 
-def _locked(folder: Path, out: Path) -> int:
-    """Makes the staging folder this process's own, until the returned descriptor is closed."""
-    try:
-        folder.mkdir(exist_ok=True)
-        lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    except OSError as error:
-        raise OutputError(f"{out}: could not be written ({error.strerror or error}).") from None
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(lock)
-        raise OutputError(f"{out}: another run is writing there. Wait for it, or choose another folder.") from None
-    return lock
+def _is_part(folder: Path, mine: Origin) -> bool:
+    """Whether `folder` was written, or begun, as a part of the output that is asked for."""
+    contents = look(folder)
+    origins = [each.origin for each in (contents.manifest, contents.remains) if each is not None]
+    return part_origin(mine, folder.name) in origins
 
 
-def _make(out: Path) -> list[Path]:
-    """Makes `out`; returns the folders that did not exist before, outermost first."""
-    missing = [place for place in (out, *out.parents) if not place.exists()]
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{out}: cannot be made ({error.strerror or error}).") from None
-    return missing[::-1]
+def _unless(others: list[str], out: Path, found: Found) -> Found:
+    if others:
+        raise OutputError(
+            f"{out}: holds other files ({listed(others, 5)}). Choose an empty or new folder, or pass overwrite=true."
+        )
+    return found
 
 
-def _publish(staging: Staging, out: Path) -> None:
-    names = staging.names()
-    # Without its config the old model is no longer one, so no moment shows a mixture of old and new.
-    for name in (CONFIG, SAFETENSORS_INDEX, PICKLE_INDEX):
-        (out / name).unlink(missing_ok=True)
-    for name in _outdated(out, names):
-        (out / name).unlink(missing_ok=True)
-    for name in names:
-        os.replace(staging.folder / (name + _UNFINISHED), out / name)
-    (staging.folder / _LOCK).unlink(missing_ok=True)
-    staging.folder.rmdir()
-    descriptor = os.open(out, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _told(theirs: Origin | None, mine: Origin | None) -> str:
+    """What the other command was, as far as it is known: its method, and in what it differs."""
+    if theirs is None:
+        return ""
+    method = theirs.get("method")
+    name = method.get("name") if isinstance(method, Mapping) else method
+    words = [f"method={name}"] if name else []
+    if mine is not None:
+        before, after = dict(_flat("", theirs)), dict(_flat("", mine))
+        keys = [key for key in {**before, **after} if before.get(key) != after.get(key) and key != "method.name"]
+        shown = [f"{key}: {_short(before.get(key))}, not {_short(after.get(key))}" for key in keys]
+        words += shown[:3] + (["…"] if len(shown) > 3 else [])
+    return f" ({'; '.join(words)})" if words else ""
 
 
-def _outdated(out: Path, names: list[str]) -> list[str]:
-    """Files of a former output that the new one does not replace: those we wrote, and weights of any origin."""
-    there = {entry.name for entry in out.iterdir() if entry.is_file()}
-    weights = {name for name in there if any(fnmatch(name, pattern) for pattern in _WEIGHTS)}
-    return sorted((_written(out) | weights) & there - set(names))
+def _flat(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping) and value:
+        for key, below in value.items():
+            yield from _flat(f"{prefix}.{key}" if prefix else str(key), below)
+    elif isinstance(value, list) and any(isinstance(entry, Mapping) for entry in value):
+        for at, below in enumerate(value):
+            key = below.get("name", below.get("file", at)) if isinstance(below, Mapping) else at
+            yield from _flat(f"{prefix}.{key}", below)
+    else:
+        yield prefix, value
 
 
-def _written(out: Path) -> set[str]:
-    """The files that a former output consists of; empty where `out` holds none."""
-    try:
-        return set(json.loads((out / MANIFEST).read_text(encoding="utf-8"))["files"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return set()
-
-
-def _size(staging: Staging, name: str) -> int:
-    return staging.path(name).stat().st_size
+def _short(value: Any) -> str:
+    text = json.dumps(value, default=str)
+    return text if len(text) <= 40 else text[:39] + "…"

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from fusion_bench.errors import ConfigError, unknown
 
-VERBS = ("list", "show", "verify")
+VERBS = ("list", "mergekit", "show", "verify")
 
 # Keys and folders that earlier releases of the benchmark used, and their documentation still shows.
 _OLD_KEYS = {"report_save_path": "save_report", "merged_model_save_path": "save_model"}

@@ -25,8 +25,20 @@ class Job:
     taskpool: Mapping[str, Any] = hyper({}, "what is measured")
     save_report: Place = hyper(None, "JSON file for the report; null or false writes none")
     save_model: Place = hyper(None, "folder for the fused model; null or false writes none")
+    save_adapter: Place = hyper(None, "folder for the fusion as one adapter, for PEFT; null or false writes none")
     save_predictions: Place = hyper(None, "folder for one JSON-lines file per task; null or false writes none")
-    overwrite: bool = hyper(False, "replace what save_model finds in its place, once the new model is whole")
+    overwrite: bool = hyper(
+        False, "replace what save_model or save_adapter finds in its place, once the new output is whole"
+    )
+    rank: int | float | None = hyper(
+        None, "of the adapter's factors, or the share of each change they keep (0.95); null keeps everything"
+    )
+    adapter_space: Literal["auto", "core", "knots", "dense"] = hyper(
+        "auto", "where adapters are merged: Core Space, KnOTS, full tensors; auto: weighted sums exactly, else core"
+    )
+    adapter_others: Literal["refuse", "drop", "save"] = hyper(
+        "refuse", "changes that no factors hold (norms, biases, heads): refused, left out, or saved whole"
+    )
     seed: int = hyper(42, "of every draw that a method makes", low=0)
     device: str = hyper("auto", "auto, cpu, cuda, cuda:0 …")
     dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = hyper(
@@ -35,6 +47,7 @@ class Job:
     batch_size: int | Literal["auto"] = hyper("auto", "examples a batch", low=1)
     threads: int = hyper(0, "worker threads; 0: one a core", low=0)
     shard_size: str = hyper("5GB", "largest weights file that save_model writes, in bytes or as in 500MB")
+    memory_budget: str = hyper("800MB", "anonymous memory that a merge may take, as in 800MB or 4GB")
     dry_run: bool = hyper(False, "check everything, print the plan, compute nothing")
     digests: bool = hyper(False, "put full digests of all input files into the report")
     progress: bool = hyper(True, "show progress of long work")
@@ -55,7 +68,7 @@ def run_jobs(jobs: Sequence[tuple[Mapping[str, Any], Sequence[str]]], sweep: boo
     common = set.intersection(*[set(overrides) for _, overrides in jobs]) if len(jobs) > 1 else set()
     built = [(build(Job, values, ""), tuple(o for o in overrides if o not in common)) for values, overrides in jobs]
     for job, _ in built:
-        for key in ("save_report", "save_model", "save_predictions"):
+        for key in ("save_report", "save_model", "save_adapter", "save_predictions"):
             if getattr(job, key) == "":
                 raise ConfigError(f"{key}= is empty. Give a place, or {key}=null to write nothing.")
     _distinct_outputs([job for job, _ in built])
@@ -71,7 +84,7 @@ def run_jobs(jobs: Sequence[tuple[Mapping[str, Any], Sequence[str]]], sweep: boo
 def _distinct_outputs(jobs: Sequence[Job]) -> None:
     if len(jobs) < 2:
         return
-    for key in ("save_model", "save_predictions"):
+    for key in ("save_model", "save_adapter", "save_predictions"):
         given = [place(getattr(job, key)) for job in jobs]
         places = [path.absolute().resolve() for path in given if path is not None]
         if len(set(places)) < len(places):
@@ -86,7 +99,12 @@ def _distinct_outputs(jobs: Sequence[Job]) -> None:
 
 
 def shard_bytes(text: str) -> int:
-    """``"500MB"`` -> 500,000,000; ConfigError for what is no size."""
+    """The largest weights file in bytes."""
+    return size_bytes(text, "shard_size")
+
+
+def size_bytes(text: str, key: str) -> int:
+    """``"500MB"`` -> 500,000,000; ConfigError, naming `key`, for what is no size."""
     units = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
     number = text.strip().upper()
     unit = next((u for u in sorted(units, key=len, reverse=True) if number.endswith(u)), "")
@@ -95,7 +113,7 @@ def shard_bytes(text: str) -> int:
     except ValueError:
         size = 0
     if size <= 0:
-        raise ConfigError(f"shard_size={text}: expected a size in bytes, as in 500000000, 500MB or 5GB.")
+        raise ConfigError(f"{key}={text}: expected a size in bytes, as in 500000000, 500MB or 5GB.")
     return size
 
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fusion_bench.cli.job import Job, place
+from fusion_bench.cli.job import Job, canonical, place, shard_bytes, size_bytes
+from fusion_bench.cli.preflight import forecast
 from fusion_bench.errors import ConfigError
 
 if TYPE_CHECKING:
-    from fusion_bench.method.base import ModelFusionAlgorithm
+    from fusion_bench.method.base import Inputs, ModelFusionAlgorithm
     from fusion_bench.modelpool.base import ModelPool
     from fusion_bench.taskpool.base import TaskPool
 
@@ -53,10 +54,11 @@ class Plan:
         if self.overrides:
             short = [override.removeprefix("method=").removeprefix("method.") for override in self.overrides]
             return " ".join(word for word in short if not word.startswith("save_"))
+        default = {f.name: f.default for f in fields(self.method)}
         changed = [
-            f"{f.name}={getattr(self.method, f.name)}"
-            for f in fields(self.method)
-            if f.name == "scaling_factor" or getattr(self.method, f.name) != f.default
+            f"{name}={_short(value)}"
+            for name, value in self.method.plain().items()
+            if name != "name" and (name == "scaling_factor" or getattr(self.method, name) != default[name])
         ]
         return " ".join([self.method.key(), *changed])
 
@@ -78,6 +80,25 @@ class Plan:
         from fusion_bench.taskpool.placement import device_of
 
         return str(device_of(self.job.settings))
+
+    @property
+    def merge_device(self) -> str:
+        """Where slices are computed: a GPU only where it is asked for by name, since its sums round differently."""
+        return self.job.device if self.job.device.partition(":")[0] in ("cuda", "mps") else "cpu"
+
+    @property
+    def budget(self) -> int:
+        """Bytes of anonymous memory that the merge may take."""
+        return size_bytes(self.job.memory_budget, "memory_budget")
+
+    def merge_inputs(self) -> Inputs:
+        """What the method is given, checked against the method and the memory budget. Reads headers only."""
+        from fusion_bench.api import inputs_of
+
+        job = self.job
+        return inputs_of(
+            self.method, self.pool, job.seed, job.threads, self.output_dtype, None, self.budget, self.merge_device
+        )
 
     def result_bytes(self) -> int:
         """The size of the fused tensors."""
@@ -102,6 +123,30 @@ class Plan:
             members = with_digests(members)
         return members
 
+    def origin(self) -> dict[str, Any]:
+        """Everything that decides the bytes of the saved model: by it a command knows its own output."""
+        from fusion_bench import __version__
+        from fusion_bench.checkpoint.companions import companion_files
+        from fusion_bench.checkpoint.digests import digest
+        from fusion_bench.checkpoint.sealed import plain
+
+        reference = self.pool.reference
+        files = {name: digest(path.read_bytes()).hex() for name, path in companion_files(reference.folder).items()}
+        found: dict[str, Any] = plain(
+            {
+                "fusion_bench": __version__,
+                "method": self.method.plain(),
+                "seed": self.job.seed,
+                "device": self.merge_device,
+                "dtype": self.output_dtype,
+                "shard_bytes": shard_bytes(self.job.shard_size),
+                "inputs": [{"name": name, **_placed(each)} for name, each in self.inputs(digests=False).items()],
+                "config": digest(canonical(dict(reference.config)).encode()).hex(),
+                "files": files,
+            }
+        )
+        return found
+
     def input_paths(self) -> list[Path]:
         """The local folders and files that the run reads, adapters' bases included."""
         found: list[Path] = []
@@ -118,7 +163,7 @@ class Plan:
 
     def describe(self) -> str:
         """What would be done, for ``dry_run=true``."""
-        method = asdict(self.method)
+        method = {key: value for key, value in self.method.plain().items() if key != "name"}
         lines = [f"method     {self.method.key()} {_shown(method)}".rstrip()]
         base = "with a base" if self.pool.base is not None else "without a base"
         lines.append(f"modelpool  {self.pool.name}: {len(self.pool.models)} models, {base}")
@@ -127,14 +172,37 @@ class Plan:
             entries = sum(alignment.infos[name].numel for name in alignment.names)
             lines.append(f"tensors    {len(alignment.names)} of {entries:,} entries, all models align")
         lines.append(f"taskpool   {', '.join(self.taskpool.tasks) or 'dummy (counts parameters)'}")
-        model = place(self.job.save_model)
-        if model is not None:
-            lines.append(f"would save {model} ({self.result_bytes() / 1e6:,.1f} MB)")
+        lines += forecast(self)
         report = place(self.job.save_report)
         if report is not None:
             lines.append(f"would save {report}")
         lines.append("dry run: nothing was computed or written")
         return "\n".join(lines)
+
+
+def _placed(identity: Any) -> Any:
+    """An identity without the paths of this machine, since outputs are published: a model of the Hub is known by name
+    and commit, a folder by its name and a digest of where it lies."""
+    from fusion_bench.checkpoint.digests import digest
+
+    if isinstance(identity, (list, tuple)):
+        return [_placed(each) for each in identity]
+    if not isinstance(identity, Mapping):
+        return identity
+    found = {key: _placed(value) for key, value in identity.items() if key != "path"}
+    if not isinstance(identity.get("path"), str):
+        return found
+    real = Path(identity["path"]).resolve()
+    cached = next((part for part in real.parts if part.startswith("models--")), None)
+    if cached is None or not identity.get("commit"):
+        return {"folder": real.name, "place": digest(str(real).encode()).hex(), **found}
+    files = [{key: value for key, value in file.items() if key != "mtime_ns"} for file in found.get("files", ())]
+    return {"model": cached.removeprefix("models--").replace("--", "/"), **found, "files": files}
+
+
+def _short(value: Any) -> str:
+    """A hyperparameter in a label; a method inside by its name."""
+    return str(value["name"]) if isinstance(value, Mapping) and "name" in value else str(value)
 
 
 def _shown(values: Mapping[str, Any]) -> str:

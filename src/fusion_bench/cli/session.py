@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 from fusion_bench.api import check_fit, fuse_pool
 from fusion_bench.build import build
 from fusion_bench.cli.job import Job, apart, canonical, command_line, outside, place, shard_bytes
+from fusion_bench.cli.outcome import Outcome
 from fusion_bench.cli.plan import Plan
 from fusion_bench.errors import ConfigError, FusionError, OutputError
 from fusion_bench.method import method_class, method_modules
-from fusion_bench.method.base import Merged, ModelFusionAlgorithm
+from fusion_bench.method.base import ModelFusionAlgorithm
 from fusion_bench.modelpool import open_modelpool
 from fusion_bench.progress import Progress
 from fusion_bench.report import outputs, schema
@@ -51,6 +52,7 @@ class Session:
         plan = Plan(job, tuple(overrides), method, pool, taskpool, pool_key, task_key)
         if method.reads_models or plan.references:
             _ = pool.alignment
+            plan.merge_inputs()
         taskpool.check_model(pool.reference.config)
         taskpool.check(plan.tokenizers())
         self._check_outputs(plan)
@@ -73,8 +75,9 @@ class Session:
             from fusion_bench.checkpoint.output import check_space, check_writable
 
             try:
-                check_writable(model, overwrite=job.overwrite)
-                check_space(model, plan.result_bytes())
+                if check_writable(model, job.overwrite, plan.origin()) != "complete":
+                    many = len(plan.pool.models) if getattr(plan.method, "per_task", False) else 1
+                    check_space(model, plan.result_bytes() * many)
             except OutputError as error:
                 raise OutputError(f"save_model={error}") from None
 
@@ -104,25 +107,24 @@ class Session:
         started = time.perf_counter()
         job, progress = plan.job, Progress(plan.job.progress)
         fused = fuse_pool(
-            plan.method, plan.pool, seed=job.seed, threads=job.threads, dtype=plan.output_dtype, progress=progress
+            plan.method,
+            plan.pool,
+            seed=job.seed,
+            threads=job.threads,
+            dtype=plan.output_dtype,
+            progress=progress,
+            budget=plan.budget,
+            device=plan.merge_device,
         )
-        if not isinstance(fused, Merged):
-            raise ConfigError(f"method={plan.method.key()} returns several models, which this command cannot save yet.")
-        checkpoint = fused.checkpoint
+        outcome = merged = Outcome.of(fused, plan)
         seconds: dict[str, float] = {}
         # Counting parameters reads no tensor, so a merge that is neither saved nor evaluated is not carried out.
         computed = place(job.save_model) is not None or bool(plan.taskpool.tasks)
         if place(job.save_model) is not None:
-            checkpoint = self._save(plan, checkpoint, progress)
+            outcome = merged.saved(plan, progress)
             seconds["save_model"] = round(time.perf_counter() - started, 3)
         began = time.perf_counter()
-        results = plan.taskpool.evaluate(
-            checkpoint,
-            settings=job.settings,
-            tokenizers=plan.tokenizers(),
-            predictions=place(job.save_predictions),
-            progress=progress,
-        )
+        results = outcome.evaluated(plan, progress)
         seconds["evaluate"] = round(time.perf_counter() - began, 3)
         references = self._reference_rows(plan, progress) if plan.references else None
         seconds["total"] = round(time.perf_counter() - started, 3)
@@ -130,30 +132,9 @@ class Session:
         run["data"] = plan.taskpool.describe()
         if references is not None:
             run["references"] = references
-        info = results.pop("model_info", None) or model_info(checkpoint)
-        run["remarks"] = _remarks(fused.checkpoint) if computed else []
+        info = results.pop("model_info", None) or model_info(outcome.any)
+        run["remarks"] = merged.remarks() if computed else []
         return schema.report(info, results, run)
-
-    def _save(self, plan: Plan, checkpoint: Checkpoint, progress: Progress) -> Checkpoint:
-        from fusion_bench.checkpoint.open import open_checkpoint
-        from fusion_bench.checkpoint.writer import save
-        from fusion_bench.modelpool.members import with_ties
-        from fusion_bench.report.card import model_card
-
-        out = place(plan.job.save_model)
-        assert out is not None
-        save(
-            checkpoint,
-            out,
-            threads=plan.job.settings.workers,
-            shard_bytes=shard_bytes(plan.job.shard_size),
-            progress=progress,
-            overwrite=plan.job.overwrite,
-            card=model_card(plan),
-        )
-        print(f"saved {out}", file=sys.stderr)
-        # What is evaluated is what was written.
-        return with_ties(open_checkpoint(out))
 
     def _reference_rows(self, plan: Plan, progress: Progress) -> dict[str, Any]:
         """The base on all tasks, and each expert on the task that bears its name."""
@@ -187,7 +168,7 @@ class Session:
         return {
             "command": command_line(),
             "overrides": list(plan.overrides),
-            "method": {"name": plan.method.key(), **asdict(plan.method)},
+            "method": plan.method.plain(),
             "modelpool": dict(job.modelpool),
             "taskpool": dict(job.taskpool),
             "settings": chosen,
@@ -216,11 +197,6 @@ class Session:
                 print({"model_info": report["model_info"]})
                 for remark in report["run"]["remarks"]:
                     print(remark, file=sys.stderr)
-
-
-def _remarks(checkpoint: Checkpoint) -> list[str]:
-    remarks = getattr(checkpoint, "remarks", None)
-    return remarks() if callable(remarks) else []
 
 
 def build_method(values: Mapping[str, Any]) -> ModelFusionAlgorithm:

@@ -16,6 +16,14 @@ _KINDS = ("methods", "modelpools", "taskpools")
 
 def run_verb(verb: str, arguments: Sequence[str]) -> int:
     """Runs a sub-verb; returns the exit status."""
+    if verb == "verify":
+        from fusion_bench.cli.verify import run_verify
+
+        return run_verify(arguments)
+    if verb == "mergekit":
+        from fusion_bench.cli.mergekit import run_mergekit
+
+        return run_mergekit(arguments)
     commands: dict[str, Callable[[Sequence[str]], None]] = {"list": _list, "show": _show}
     if any(a in ("-h", "--help") for a in arguments):
         print(_USAGE[verb])

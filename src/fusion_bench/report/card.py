@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,9 +22,7 @@ def model_card(plan: Plan) -> str:
         if checkpoint is not None:
             lines.append(f"- {name}: {_origin(checkpoint.identity)}")
     front = yaml.safe_dump({"library_name": "transformers", "tags": ["merge", "fusion_bench"]}, sort_keys=False)
-    values = yaml.safe_dump(
-        {"method": plan.method.key(), **asdict(plan.method), "seed": plan.job.seed}, sort_keys=False
-    )
+    values = yaml.safe_dump({"method": plan.method.plain(), "seed": plan.job.seed}, sort_keys=False)
     version = schema.versions().get("fusion-bench", "")
     return (
         f"---\n{front}---\n\n# {plan.method.key()} of {plan.pool.name.rstrip('/').rsplit('/', 1)[-1]}\n\n"
