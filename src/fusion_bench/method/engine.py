@@ -20,6 +20,7 @@ from fusion_bench.method.units import Unit, Units
 from fusion_bench.parallel import one_torch_thread, ordered_map
 
 _SAMPLE_ENTRIES = 1 << 18
+_KEPT_ENTRIES = 1 << 22
 
 
 class MergedCheckpoint(Checkpoint):
@@ -135,8 +136,8 @@ class MergedCheckpoint(Checkpoint):
         return [*base, *self.inputs.models.values()]
 
     def _merge_into(self, unit: Unit, begin: int, end: int, out: torch.Tensor) -> None:
-        """Entries ``begin:end`` of a unit. Of several small tensors the last merge is kept for their next reader."""
-        if len(unit.run) > 1 and end - begin < unit.numel:
+        """Entries ``begin:end`` of a unit. What is read in parts is kept for the reader of the next one."""
+        if end - begin < unit.numel <= _KEPT_ENTRIES:
             if getattr(self._last, "index", None) != unit.index:
                 self._last.values = self._merged(unit, out.dtype).clone()
                 self._last.index = unit.index

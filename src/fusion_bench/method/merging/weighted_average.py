@@ -20,8 +20,8 @@ class WeightedAverage(TensorMethod):
     r"""$\theta = \sum_i w_i \theta_i$ over the models, with $\sum_i w_i = 1$ where `normalize` is set.
 
     Linear interpolation $(1-t)\,a + t\,b$ of two models is `weights=[1-t,t]`; between the base and one model it is
-    `task_arithmetic` with $\lambda = t$. Negative weights are allowed. Errors: weights that sum to zero with `normalize`, a weight for a model that is not
-    in the pool, a list of another length than the pool.
+    `task_arithmetic` with $\lambda = t$. Negative weights are allowed. Errors: weights that sum to zero with
+    `normalize`, a weight for a model that is not in the pool, a list of another length than the pool.
 
     Source: Fisher merging, section 2, arXiv 2111.09832.
     """
