@@ -68,7 +68,13 @@ def method_page(key: str) -> str:
     ]
     rows = [[f"`method.{name}`", _cell(kind), f"`{default}`", _cell(doc)] for name, kind, default, doc in _rows(cls)]
     table = _table(["key", "type and range", "default", "meaning"], rows) if rows else "None.\n"
-    first = f" method.{rows[0][0][8:-1]}={rows[0][2].strip('`')}" if rows and rows[0][2] not in ("`null`",) else ""
+    plain = bool(rows) and rows[0][2] != "`null`" and not set("{[") & set(rows[0][2])
+    first = f" method.{rows[0][0][8:-1]}={rows[0][2].strip('`')}" if plain else ""
+    # Methods for a few models take the first of the embedded eight.
+    few = cls.model_counts[1]
+    members = ["cola", "mnli", "mrpc", "qnli"][:few] if few else []
+    select = f" 'modelpool.select=[{','.join(members)}]'" if few else ""
+    chosen = f', "select": {members}'.replace("'", '"') if few else ""
     return f"""# {key}
 
 {_table(["fact", ""], facts)}
@@ -84,7 +90,7 @@ def method_page(key: str) -> str:
 On the command line, with the embedded models:
 
 ```bash
-fusion_bench method={key}{first} dry_run=true
+fusion_bench method={key}{first}{select} dry_run=true
 ```
 
 In Python, on a pool, checkpoints, state dicts or modules:
@@ -92,7 +98,7 @@ In Python, on a pool, checkpoints, state dicts or modules:
 ```python
 from fusion_bench import {cls.__name__}, fuse, open_modelpool
 
-pool = open_modelpool({{"type": "embedded"}})
+pool = open_modelpool({{"type": "embedded"{chosen}}})
 fused = fuse({cls.__name__}(), pool)  # lazy: computed when a tensor is read
 ```
 """

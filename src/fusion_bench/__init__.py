@@ -22,7 +22,12 @@ _HOMES = {
     "open_checkpoint": "fusion_bench.checkpoint.open",
     "open_member": "fusion_bench.modelpool.members",
     "save": "fusion_bench.checkpoint.writer",
+    "verify": "fusion_bench.checkpoint.verify",
     "fuse": "fusion_bench.api",
+    "Adapter": "fusion_bench.adapter.adapter",
+    "fuse_adapters": "fusion_bench.adapter.fuse",
+    "extract_adapter": "fusion_bench.adapter.extract",
+    "save_adapter": "fusion_bench.adapter.write",
     "Settings": "fusion_bench.settings",
     "Progress": "fusion_bench.progress",
     **dict.fromkeys(

@@ -142,7 +142,7 @@ def check_fit(method: ModelFusionAlgorithm, pool: ModelPool) -> None:
     if method.reads_models and not fewest <= count <= (most or count):
         wanted = f"{fewest}" if fewest == most else f"{fewest} or more" if most is None else f"{fewest} to {most}"
         raise ConfigError(
-            f"method={method.key()} fuses {wanted} models, and the pool {pool.name!r} has {count}: "
+            f"method={method.key()} takes {wanted} {'model' if most == 1 else 'models'}, and the pool {pool.name!r} has {count}: "
             f"{', '.join(pool.models)}. Choose some, as in modelpool.select=[{','.join(list(pool.models)[:most])}]."
         )
     method.check(tuple(pool.models))
@@ -183,6 +183,12 @@ def _module(template: Any, checkpoint: Checkpoint, dtype: str | None) -> Any:
     module = copy.deepcopy(template)
     if dtype is not None:
         module = module.to(torch_dtype(dtype))
+    others = {*checkpoint, *checkpoint.aliases} ^ set(module.state_dict())
+    if others:
+        raise AlignmentError(
+            f"the result has other tensors than the module ({len(others)}, such as {min(others)}): its layers are not "
+            "those of the models. Give checkpoints or folders instead of modules."
+        )
     places: dict[int, str] = {}
     with torch.no_grad():
         for name, tensor in module.state_dict(keep_vars=True).items():

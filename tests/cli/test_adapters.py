@@ -89,6 +89,21 @@ def test_full_models(command: Callable[..., Any], pool: Path, tmp_path: Path) ->
     assert command("method=simple_average", *here, "rank=2", "dry_run=true", "adapter_space=core").status == 2
 
 
+def test_models_of_the_hub_keep_their_name(command: Callable[..., Any], hub: Path, tmp_path: Path) -> None:
+    ran = command("method=simple_average", "modelpool=flan-t5-base_glue_lora16", "save_adapter=a")
+    assert ran.status == 0, ran.err
+    written = json.loads((tmp_path / "a" / "adapter_config.json").read_text())
+    assert written["base_model_name_or_path"] == "google/flan-t5-base"
+    assert written["target_modules"] == ["q", "v"]
+
+
+def test_a_dry_run_says_how(command: Callable[..., Any], tmp_path: Path) -> None:
+    ran = command("method=ties_merging", "save_adapter=a", "dry_run=true")
+    assert ran.status == 0, ran.err
+    assert "would save a (one adapter: merged in Core Space)" in ran.out
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_sweep_needs_folders_of_its_own(command: Callable[..., Any], tmp_path: Path) -> None:
     ran = command("-m", "method=task_arithmetic", "method.scaling_factor=0.1,0.2", "save_adapter=a")
     assert ran.status == 2

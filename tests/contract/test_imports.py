@@ -26,6 +26,7 @@ ALLOWED: dict[str, set[str]] = {
     "modelpool": {"errors", "build", "checkpoint", "family", "zoo"},
     "taskpool": {"errors", "build", "checkpoint", "family", "progress", "settings", "zoo", "parallel"},
     "zoo": {"errors", "progress", "taskpool", "settings", "checkpoint", "family"},
+    "mergekit": {"errors", "build", "checkpoint", "family", "method", "modelpool", "progress"},
     "report": {"errors", "cli", "checkpoint"},
     "adapter": {"errors", "build", "checkpoint", "family", "method", "ops", "parallel", "progress", "settings", "api"},
     "api": {"errors", "checkpoint", "family", "method", "modelpool", "progress", "settings"},

@@ -84,6 +84,21 @@ def adapter_origin(plan: Plan) -> dict[str, Any]:
     return {**plan.origin(), **adapter_values(plan.job)}
 
 
+def adapter_lines(plan: Plan) -> list[str]:
+    """What a dry run says of the adapter."""
+    if not asked(plan.job):
+        return []
+    from fusion_bench.adapter.fuse import check
+
+    job = plan.job
+    _, way, _ = check(plan.method, plan.pool, job.rank, job.adapter_space, job.adapter_others)
+    words = {
+        "sum": "factors side by side", "core": "merged in Core Space", "knots": "merged in the space of KnOTS",
+        "dense": "full tensors merged, factors cut from them", "ia3": "vectors merged around 1",
+    }  # fmt: skip
+    return [f"would save {place(job.save_adapter)} (one adapter: {words[way]})"]
+
+
 def fuse_to_adapter(plan: Plan, progress: Progress) -> Fused:
     """Fuses the pool into one adapter and saves it; the result is the base with the adapter that was written."""
     from fusion_bench.adapter import fuse_adapters, save_adapter

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -177,8 +177,10 @@ def _described(prepared: Prepared, out: Path) -> str:
     passes = max((merged.method.passes(merged.inputs) for merged in prepared.merged), default=1)
     methods = sorted({method.key() for each in prepared.merged for method in _inner(each.method)})
     variants = sum(len(getattr(each.method, "distinct", ())) for each in prepared.merged)
+    slices = f", {len(prepared.merged)} slices" if document.sliced else ""
+    settings = "1 setting" if variants == 1 else f"{variants} settings"
     lines = [
-        f"method     {document.merge_method}: {', '.join(methods)}, {variants} settings in {len(prepared.merged)} slices",
+        f"method     {document.merge_method}: {', '.join(methods)}; {settings}{slices}",
         f"models     {', '.join(labels[model] for model in prepared.models)}",
         f"tensors    {len(infos)} of {entries:,} entries, {passes} {'pass' if passes == 1 else 'passes'}",
         *(f"note       {line}" for line in _donated(prepared)),
@@ -203,7 +205,8 @@ def _donated(prepared: Prepared) -> list[str]:
     document = prepared.document
     if document.base is not None:
         return []
-    return [f"config and tokenizer are those of {document.labels()[document.donor]}, the first model: no base_model is given"]
+    donor = document.labels()[document.donor]
+    return [f"config and tokenizer are those of {donor}, the first model listed, since there is no base_model"]
 
 
 def _card(prepared: Prepared) -> str:

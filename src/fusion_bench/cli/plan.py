@@ -7,13 +7,16 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fusion_bench.cli.adapters import adapter_lines, adapter_values
 from fusion_bench.cli.job import Job, canonical, place, shard_bytes, size_bytes
 from fusion_bench.cli.preflight import forecast
 from fusion_bench.errors import ConfigError
 
 if TYPE_CHECKING:
-    from fusion_bench.method.base import Inputs, ModelFusionAlgorithm
+    from fusion_bench.checkpoint.base import TensorInfo
+    from fusion_bench.method.base import Fused, Inputs, ModelFusionAlgorithm
     from fusion_bench.modelpool.base import ModelPool
+    from fusion_bench.progress import Progress
     from fusion_bench.taskpool.base import TaskPool
 
 _FILE_DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "float64": "F64"}
@@ -100,13 +103,31 @@ class Plan:
             self.method, self.pool, job.seed, job.threads, self.output_dtype, None, self.budget, self.merge_device
         )
 
+    def fuse(self, progress: Progress) -> Fused:
+        """The fusion, lazy where it can be."""
+        from fusion_bench.api import fuse_pool
+
+        job = self.job
+        return fuse_pool(
+            self.method, self.pool, seed=job.seed, threads=job.threads, dtype=self.output_dtype, progress=progress,
+            budget=self.budget, device=self.merge_device,
+        )  # fmt: skip
+
     def result_bytes(self) -> int:
         """The size of the fused tensors."""
         from fusion_bench.checkpoint.base import DTYPE_BYTES
 
         size = DTYPE_BYTES[self.output_dtype] if self.output_dtype else None
-        infos = self.pool.reference.infos.values()
+        infos = self._result_infos().values()
         return sum(i.numel * size if size and i.floating else i.nbytes for i in infos)
+
+    def _result_infos(self) -> Mapping[str, TensorInfo]:
+        """Header facts of the result: the reference's, unless the method picks or changes whole checkpoints."""
+        from fusion_bench.method.base import CheckpointMethod
+
+        if not isinstance(self.method, CheckpointMethod):
+            return self.pool.reference.infos
+        return self.method.transform(self.merge_inputs()).infos
 
     def inputs(self, digests: bool = True) -> dict[str, Any]:
         """What tells these inputs from others: Hub commit, or size, time and header digest of each file."""
@@ -143,6 +164,7 @@ class Plan:
                 "inputs": [{"name": name, **_placed(each)} for name, each in self.inputs(digests=False).items()],
                 "config": digest(canonical(dict(reference.config)).encode()).hex(),
                 "files": files,
+                **adapter_values(self.job),
             }
         )
         return found
@@ -173,6 +195,7 @@ class Plan:
             lines.append(f"tensors    {len(alignment.names)} of {entries:,} entries, all models align")
         lines.append(f"taskpool   {', '.join(self.taskpool.tasks) or 'dummy (counts parameters)'}")
         lines += forecast(self)
+        lines += adapter_lines(self)
         report = place(self.job.save_report)
         if report is not None:
             lines.append(f"would save {report}")

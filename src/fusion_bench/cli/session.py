@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from fusion_bench.api import check_fit, fuse_pool
+from fusion_bench.api import check_fit
 from fusion_bench.build import build
+from fusion_bench.cli.adapters import asked, check_adapter, fuse_to_adapter
 from fusion_bench.cli.job import Job, apart, canonical, command_line, outside, place, shard_bytes
 from fusion_bench.cli.outcome import Outcome
 from fusion_bench.cli.plan import Plan
@@ -52,10 +53,12 @@ class Session:
         plan = Plan(job, tuple(overrides), method, pool, taskpool, pool_key, task_key)
         if method.reads_models or plan.references:
             _ = pool.alignment
-            plan.merge_inputs()
+            if not asked(job):  # factors are merged in a space of their own, which check_adapter tests
+                plan.merge_inputs()
         taskpool.check_model(pool.reference.config)
         taskpool.check(plan.tokenizers())
         self._check_outputs(plan)
+        check_adapter(plan)
         return plan
 
     def _check_outputs(self, plan: Plan) -> None:
@@ -106,20 +109,11 @@ class Session:
     def _run(self, plan: Plan) -> dict[str, Any]:
         started = time.perf_counter()
         job, progress = plan.job, Progress(plan.job.progress)
-        fused = fuse_pool(
-            plan.method,
-            plan.pool,
-            seed=job.seed,
-            threads=job.threads,
-            dtype=plan.output_dtype,
-            progress=progress,
-            budget=plan.budget,
-            device=plan.merge_device,
-        )
+        fused = fuse_to_adapter(plan, progress) if asked(job) else plan.fuse(progress)
         outcome = merged = Outcome.of(fused, plan)
         seconds: dict[str, float] = {}
         # Counting parameters reads no tensor, so a merge that is neither saved nor evaluated is not carried out.
-        computed = place(job.save_model) is not None or bool(plan.taskpool.tasks)
+        computed = place(job.save_model) is not None or asked(job) or bool(plan.taskpool.tasks)
         if place(job.save_model) is not None:
             outcome = merged.saved(plan, progress)
             seconds["save_model"] = round(time.perf_counter() - started, 3)

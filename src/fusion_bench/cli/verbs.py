@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from fusion_bench.build import describe, range_text
+from fusion_bench.build import defaults, describe, range_text
 from fusion_bench.errors import ConfigError, unknown
 
 _KINDS = ("methods", "modelpools", "taskpools")
@@ -113,11 +113,20 @@ def _docstring(cls: type) -> str:
 
 def hyperparameters(cls: Any) -> list[tuple[str, str, str, str]]:
     """Name, type with range, default, meaning of each field of a method."""
-    hints = get_type_hints(cls)
+    hints, given = get_type_hints(cls), defaults(cls)
     rows = []
     for field in dataclasses.fields(cls):
         allowed = range_text(field.metadata)
         kind = describe(hints[field.name]) + (f", {allowed}" if allowed else "")
-        default = "null" if field.default is None else "[]" if field.default == () else str(field.default)
+        default = _spelled(given.get(field.name, field.default))
         rows.append((field.name, kind, default, str(field.metadata.get("doc", ""))))
     return rows
+
+
+def _spelled(value: Any) -> str:
+    """A default as it is written on the command line."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {_spelled(inside)}" for key, inside in value.items()) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ",".join(_spelled(inside) for inside in value) + "]"
+    return "null" if value is None else str(value)

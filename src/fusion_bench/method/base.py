@@ -165,6 +165,12 @@ class CheckpointMethod(ModelFusionAlgorithm):
         return Merged(made if inputs.dtype is None else Cast(made, inputs.dtype))
 
 
+def adopt(method: ModelFusionAlgorithm, inner: ModelFusionAlgorithm, *facts: str) -> None:
+    """Makes class facts of the method inside those of the one around it, which holds for this value alone."""
+    for fact in facts:
+        object.__setattr__(method, fact, getattr(inner, fact))
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(k): _plain(v) for k, v in value.items()}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from fusion_bench.build import hyper
 from fusion_bench.errors import ConfigError
-from fusion_bench.method.base import TensorMethod
+from fusion_bench.method.base import TensorMethod, adopt
 
 if TYPE_CHECKING:
     from fusion_bench.checkpoint.align import Alignment
@@ -21,6 +21,10 @@ class MergeWrapper(TensorMethod):
     needs_base = True
 
     inner: TensorMethod = hyper("task_arithmetic", "the method whose merge is corrected")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        adopt(self, self.inner, "model_counts")
 
     def check(self, models: Sequence[str]) -> None:
         if self.inner.per_task:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fusion_bench.build import hyper
-from fusion_bench.method.base import Granularity, Inputs, Scan, Slot, TensorMethod
+from fusion_bench.method.base import Granularity, Inputs, Scan, Slot, TensorMethod, adopt
 
 if TYPE_CHECKING:
     import torch
@@ -52,6 +52,10 @@ class DeltaWrapper(TensorMethod):
     needs_base = True
 
     inner: TensorMethod = hyper("task_arithmetic", "the method that merges what was edited")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        adopt(self, self.inner, "per_task", "model_counts")
 
     @abstractmethod
     def edit(self, slot: Slot, model: int, delta: torch.Tensor, state: Any) -> torch.Tensor:

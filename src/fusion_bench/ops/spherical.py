@@ -127,10 +127,10 @@ def _of_vectors(point: torch.Tensor, norms: torch.Tensor, shares: torch.Tensor) 
 def _log_factor(cosine: float) -> float:
     r"""$\theta / \sin\theta$, by which the part of a direction across another is stretched to the angle between them.
 
-    0 for opposite directions: every way leads there.
+    1 for parallel and for opposite directions, where that part vanishes and leads nowhere.
     """
     square = (1 - cosine) * (1 + cosine)
     if square < _PARALLEL:
-        return 1.0 if cosine > 0 else 0.0
+        return 1.0
     sine = math.sqrt(square)
     return math.atan2(sine, cosine) / sine

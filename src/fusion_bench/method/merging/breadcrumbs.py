@@ -56,11 +56,10 @@ class Breadcrumbs(DeltaWrapper):
         for name in inputs.alignment.floating:
             entries = inputs.alignment.infos[name].numel
             outliers, keep = self.counts(entries)
+            whole = outliers + keep == entries
             for model in range(len(inputs.models)):
                 keeps[2 * model, name] = outliers or None
-                keeps[2 * model + 1, name] = (
-                    outliers + keep if keep and outliers + keep < entries else 0 if not keep else None
-                )
+                keeps[2 * model + 1, name] = None if whole else keep and outliers + keep
         return Trim(selection=tensor_cuts(inputs, scan, _twice, keeps), per_tensor=True)
 
     def edit(self, slot: Slot, model: int, delta: torch.Tensor, state: Trim | None) -> torch.Tensor:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from fusion_bench.build import hyper
 from fusion_bench.errors import ConfigError
 from fusion_bench.method.assigned import ByTensor
-from fusion_bench.method.base import TensorMethod
+from fusion_bench.method.base import TensorMethod, adopt
 
 if TYPE_CHECKING:
     from fusion_bench.checkpoint.align import Alignment
@@ -24,8 +24,8 @@ _FILTER = "filter"
 class ByName(ByTensor):
     r"""`inner`, with hyperparameters that depend on the tensor: the first rule whose `filter` fits a name changes them.
 
-    ``rules=[{filter: "*.mlp.*", scaling_factor: 0.5}, {filter: self_attn, scaling_factor: [0, 0.5, 1]}]``. A filter is a
-    pattern with ``*`` and ``?``, or a word that occurs in the name; a rule without one fits every name. A list in the
+    ``rules=[{filter: "*.mlp.*", scaling_factor: 0.5}, {filter: self_attn, scaling_factor: [0, 0.5, 1]}]``. A filter is
+    a pattern with ``*`` and ``?``, or a word that occurs in the name; a rule without one fits every name. A list in the
     place of a number is a gradient over depth: its values stand evenly from the first block ($d = 0$) to the last
     ($d = 1$) of the tensor's stack and are interpolated linearly between,
     $v(d) = (1 - f) v_k + f v_{k+1}$ with $k + f = d (n - 1)$. Embeddings count as the first block, what follows the
@@ -46,7 +46,7 @@ class ByName(ByTensor):
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "_made", {})
-        object.__setattr__(self, "needs_base", self.inner.needs_base)
+        adopt(self, self.inner, "needs_base", "per_task", "model_counts")
         for rule in self.rules:
             self._instance({**rule, **{k: v[0] for k, v in _gradients(rule, self.inner).items()}})
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -62,9 +62,6 @@ class Della(DeltaWrapper):
                 f"from {low:g} to {high:g}. Take an epsilon below {min(self.density, 1 - self.density):g}."
             )
 
-    def check(self, models: Sequence[str]) -> None:
-        self.inner.check(models)
-
     def cut(self, name: str, inputs: Inputs) -> Granularity:
         if self.density >= 1:
             return "element"
@@ -77,6 +74,11 @@ class Della(DeltaWrapper):
     def passes(self, inputs: Inputs) -> int:
         return self.inner.passes(inputs) + self._by_norm
 
+    def operations(self, name: str, inputs: Inputs) -> float:
+        # Sorting, in units of the rest.
+        sorting = 12.0 * inputs.alignment.infos[name].numel * len(inputs.models) * self.passes(inputs)
+        return self.inner.operations(name, inputs) + sorting
+
     @property
     def _by_norm(self) -> bool:
         return self.rescale and self.rescale_mode == "l1" and self.density < 1
@@ -85,7 +87,7 @@ class Della(DeltaWrapper):
         return l1_ratios(scan, lambda slot, _, delta: self._dropped(slot, _, delta)[0]) if self._by_norm else {}
 
     def edit(self, slot: Slot, model: int, delta: torch.Tensor, state: Ratios) -> torch.Tensor:
-        if self.density >= 1 or delta.numel() == 0:
+        if self.density >= 1:
             return delta
         kept, chances = self._dropped(slot, model, delta)
         if not self.rescale:
@@ -96,7 +98,9 @@ class Della(DeltaWrapper):
         """What is left of a delta, and the probabilities."""
         from fusion_bench.ops import random, sparsify
 
-        width = prod(slot.shape[1:]) if len(slot.shape) > 1 else max(1, *slot.shape, 1)
+        if delta.numel() == 0:
+            return delta, delta
+        width = prod(slot.shape[1:]) if len(slot.shape) > 1 else prod(slot.shape)
         # A sampled pass may ask for a piece of a row; it is only judged by, so the piece stands for the row.
         whole = slot.start % width == 0 and delta.numel() % width == 0
         chances = sparsify.keep_probabilities(

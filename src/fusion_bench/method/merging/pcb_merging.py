@@ -51,6 +51,10 @@ class PcbMerging(TensorMethod):
     def passes(self, inputs: Inputs) -> int:
         return 5
 
+    def operations(self, name: str, inputs: Inputs) -> float:
+        # Exponentials and hyperbolic tangents in float64.
+        return 20.0 * inputs.alignment.infos[name].numel * len(inputs.models)
+
     def survey(self, inputs: Inputs, scan: Scan) -> Sequence[Scale]:
         from fusion_bench.method.selection import over_model
         from fusion_bench.ops.competition import Scale
