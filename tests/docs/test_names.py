@@ -91,7 +91,8 @@ def test_keys_belong_to_the_method_of_their_command() -> None:
                 chosen = [key for key in found.get("method", "simple_average").split(",") if key in method_modules()]
                 for key in found:
                     if key.startswith("method.") and key != "method.name" and chosen:
-                        assert all(key[7:].split(".")[0] in fields(method_class(name)) for name in chosen), f"{block}: {key}"
+                        own = key[7:].split(".")[0]
+                        assert all(own in fields(method_class(name)) for name in chosen), f"{block}: {key}"
 
 
 def test_every_configuration_and_key_is_described() -> None:

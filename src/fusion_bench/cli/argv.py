@@ -55,7 +55,7 @@ def translate(arguments: Sequence[str], members: Members) -> list[str]:
     renamed = [_renamed(argument) for argument in _flags_first(arguments)]
     pools = [a.split("=", 1)[1] for a in renamed if a.startswith("modelpool=")]
     names = members(pools[-1]) if pools and "," not in pools[-1] else members("") if not pools else None
-    return [_placed(argument, names) for argument in renamed]
+    return _inner_first([_placed(argument, names) for argument in renamed])
 
 
 def _flags_first(arguments: Sequence[str]) -> list[str]:
@@ -80,7 +80,8 @@ def _renamed(argument: str) -> str:
         if inner.group(2):
             return f"++{key.lstrip('+')}={value}"
         if re.fullmatch(r"[\w,]+", value):
-            return f"{key}=" + ",".join(f"{{name:{word}}}" for word in value.split(","))
+            value = ",".join(f"{{name:{word}}}" for word in value.split(","))
+        return f"++{key.lstrip('+')}={value}"
     if equals and key.lstrip("+") in _OLD_KEYS:
         return f"{_OLD_KEYS[key.lstrip('+')]}={value}"
     if equals and key == "modelpool":
@@ -88,6 +89,16 @@ def _renamed(argument: str) -> str:
             value = value.replace(folder, "")
         return f"{key}={value}"
     return _OLD_PATH.sub(r"\1.path=", argument)
+
+
+def _inner_first(arguments: Sequence[str]) -> list[str]:
+    """A method inside a method replaces the default one with all its hyperparameters, before its own are set."""
+    chosen = [a for a in arguments if (match := _INNER.match(a.partition("=")[0])) and not match.group(2)]
+    chosen.sort(key=lambda argument: argument.partition("=")[0].count("."))
+    rest = [argument for argument in arguments if argument not in chosen]
+    at = next((i for i, argument in enumerate(rest) if _INNER.match(argument.partition("=")[0])), len(rest))
+    outer = [a for a in chosen if a.partition("=")[0].endswith("method.inner")]
+    return [*rest[:at], *(["~method.inner"] if outer else []), *chosen, *rest[at:]]
 
 
 def _placed(argument: str, names: Sequence[str] | None) -> str:

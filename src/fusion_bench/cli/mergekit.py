@@ -149,11 +149,11 @@ def _origin(prepared: Prepared, files_from: Path | None, seed: int, shards: int)
     from fusion_bench.checkpoint.digests import digest
     from fusion_bench.checkpoint.sealed import plain
     from fusion_bench.cli.job import canonical
-    from fusion_bench.cli.plan import _placed
+    from fusion_bench.cli.plan import placed
 
     document, labels = prepared.document, prepared.document.labels()
     files = {name: digest(path.read_bytes()).hex() for name, path in companion_files(files_from).items()}
-    inputs = [{"name": labels[model], **_placed(each.identity)} for model, each in prepared.models.items()]
+    inputs = [{"name": labels[model], **placed(each.identity)} for model, each in prepared.models.items()]
     found: dict[str, Any] = plain(
         {
             "fusion_bench": __version__,
@@ -214,7 +214,7 @@ def _card(prepared: Prepared) -> str:
     import yaml
 
     from fusion_bench import __version__
-    from fusion_bench.report.card import _origin as told
+    from fusion_bench.report.card import origin_text as told
 
     document, labels = prepared.document, prepared.document.labels()
     front = yaml.safe_dump({"library_name": "transformers", "tags": ["merge", "fusion_bench"]}, sort_keys=False)

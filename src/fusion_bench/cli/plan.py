@@ -161,7 +161,7 @@ class Plan:
                 "device": self.merge_device,
                 "dtype": self.output_dtype,
                 "shard_bytes": shard_bytes(self.job.shard_size),
-                "inputs": [{"name": name, **_placed(each)} for name, each in self.inputs(digests=False).items()],
+                "inputs": [{"name": name, **placed(each)} for name, each in self.inputs(digests=False).items()],
                 "config": digest(canonical(dict(reference.config)).encode()).hex(),
                 "files": files,
                 **adapter_values(self.job),
@@ -203,16 +203,16 @@ class Plan:
         return "\n".join(lines)
 
 
-def _placed(identity: Any) -> Any:
+def placed(identity: Any) -> Any:
     """An identity without the paths of this machine, since outputs are published: a model of the Hub is known by name
     and commit, a folder by its name and a digest of where it lies."""
     from fusion_bench.checkpoint.digests import digest
 
     if isinstance(identity, (list, tuple)):
-        return [_placed(each) for each in identity]
+        return [placed(each) for each in identity]
     if not isinstance(identity, Mapping):
         return identity
-    found = {key: _placed(value) for key, value in identity.items() if key != "path"}
+    found = {key: placed(value) for key, value in identity.items() if key != "path"}
     if not isinstance(identity.get("path"), str):
         return found
     real = Path(identity["path"]).resolve()

@@ -20,7 +20,7 @@ def model_card(plan: Plan) -> str:
     lines = []
     for name, checkpoint in sources.items():
         if checkpoint is not None:
-            lines.append(f"- {name}: {_origin(checkpoint.identity)}")
+            lines.append(f"- {name}: {origin_text(checkpoint.identity)}")
     front = yaml.safe_dump({"library_name": "transformers", "tags": ["merge", "fusion_bench"]}, sort_keys=False)
     values = yaml.safe_dump({"method": plan.method.plain(), "seed": plan.job.seed}, sort_keys=False)
     version = schema.versions().get("fusion-bench", "")
@@ -31,7 +31,7 @@ def model_card(plan: Plan) -> str:
     )
 
 
-def _origin(identity: Mapping[str, Any]) -> str:
+def origin_text(identity: Mapping[str, Any]) -> str:
     """Hub name and commit, or the folder's own name: a card is published, paths of a machine are not."""
     path = Path(str(identity.get("path", "in memory")))
     cached = next((part for part in path.parts if part.startswith("models--")), None)

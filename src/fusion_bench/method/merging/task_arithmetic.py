@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 class TaskArithmetic(TensorMethod):
     r"""$\theta = \theta_0 + \lambda \sum_i (\theta_i - \theta_0)$.
 
-    $\lambda = 0$ gives the base bit for bit; $\lambda = 1/N$ is the simple average. Adding and negating task vectors are
-    the same formula: $\lambda > 0$ learns what the models learnt, $\lambda < 0$ forgets it (the base minus the task
+    $\lambda = 0$ gives the base bit for bit; $\lambda = 1/N$ is the simple average. Adding and negating task vectors
+    are the same formula: $\lambda > 0$ learns what the models learnt, $\lambda < 0$ forgets it (the base minus the task
     vectors, mirrored about the base), as in ``method=task_arithmetic method.scaling_factor=-1`` with one model.
 
     Source: Editing models with task arithmetic, arXiv 2212.04089.

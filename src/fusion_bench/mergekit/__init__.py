@@ -1,0 +1,1 @@
+"""Configurations of mergekit: its YAML read, translated into methods of this package, run."""
