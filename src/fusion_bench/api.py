@@ -142,8 +142,8 @@ def check_fit(method: ModelFusionAlgorithm, pool: ModelPool) -> None:
     if method.reads_models and not fewest <= count <= (most or count):
         wanted = f"{fewest}" if fewest == most else f"{fewest} or more" if most is None else f"{fewest} to {most}"
         raise ConfigError(
-            f"method={method.key()} takes {wanted} {'model' if most == 1 else 'models'}, and the pool {pool.name!r} has {count}: "
-            f"{', '.join(pool.models)}. Choose some, as in modelpool.select=[{','.join(list(pool.models)[:most])}]."
+            f"method={method.key()} takes {wanted} {'model' if most == 1 else 'models'}, and the pool {pool.name!r} "
+            f"has {count}: {', '.join(pool.models)}. Choose some, as in modelpool.select=[{','.join(list(pool.models)[:most])}]."
         )
     method.check(tuple(pool.models))
 

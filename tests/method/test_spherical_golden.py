@@ -182,7 +182,7 @@ def test_number_of_models() -> None:
     for method, rows, base, match in [
         (Slerp(), [A, B, C], None, "1 to 2"),
         (Slerp(), [A], None, "no base"),
-        (Nuslerp(), [A], ZERO, "fuses 2 models"),
+        (Nuslerp(), [A], ZERO, "takes 2 models"),
         (Nuslerp(of="deltas"), [A, B], None, "base"),
         (Multislerp(of="deltas"), [A, B], None, "base"),
         (Nearswap(), [A, B], ZERO, "fuses 1 models"),

@@ -12,7 +12,6 @@ SPECTRAL = {"float64": 1e-11, "float32": 1e-4}
 FULL_RANK = ("random", "near", "zero base")
 MATRICES = ((5, 3), (3, 5), (6, 6), (12, 8))
 ZERO = {"first zero:*": "a zero vector: linear by our definition, at a right angle to all others for the peer"}
-CLOSE = {"near:*": "the peer has no threshold beyond which it is linear, our |cos| > 0.9995"}
 ROWS = {"*:2x3x4": "the peer's rows run along the last dimension, ours are all that has one first index"}
 # Task vectors of zero length.
 AWAY = "opposite vectors: the peer is linear where they are exactly so, and rounding decides"
@@ -175,9 +174,11 @@ def _spheres() -> list[Case]:
             found.append(
                 Case(
                     f"nuslerp-{base}-{label}", "mergekit", "nuslerp", "nuslerp",
-                    lambda n, of=of, base=base: {"weights": of(n), "of": "deltas" if base == "given" else "models"},
+                    lambda n, of=of, base=base: {
+                        "weights": of(n), "of": "deltas" if base == "given" else "models", "linear_above": 1.0,
+                    },
                     lambda n, of=of: {"weight": of(n)}, base, counts=(2,),
-                    excuses={**ZERO, **CLOSE, **LINE, **NOTHING[base]},
+                    excuses={**ZERO, **LINE, **NOTHING[base]},
                 )
             )  # fmt: skip
             found.append(
@@ -198,11 +199,13 @@ def _spheres() -> list[Case]:
             found.append(
                 Case(
                     f"nuslerp-{base}-{by}", "mergekit", "nuslerp", "nuslerp",
-                    lambda n, by=by, base=base: {"by": by, "of": "deltas" if base == "given" else "models"},
+                    lambda n, by=by, base=base: {
+                        "by": by, "of": "deltas" if base == "given" else "models", "linear_above": 1.0,
+                    },
                     lambda n, whole=whole, apart=rows_apart: {
                         "weight": 1.0, "nuslerp_flatten": whole, "nuslerp_row_wise": apart,
                     },
-                    base, counts=(2,), excuses={**ZERO, **CLOSE, **ROWS, **LINE, **NOTHING[base], "*:6x1": LINE["*:1"]},
+                    base, counts=(2,), excuses={**ZERO, **ROWS, **LINE, **NOTHING[base], "*:6x1": LINE["*:1"]},
                 )
             )  # fmt: skip
     found.append(Case("karcher", "mergekit", "karcher", "karcher", lambda n: {}, lambda n: {}, "none", excuses=LINE))

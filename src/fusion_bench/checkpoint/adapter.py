@@ -95,6 +95,18 @@ class AdapterCheckpoint(Checkpoint):
             edit.apply(begin, values)
         return values
 
+    def change(self, name: str, start: int, base_slice: torch.Tensor) -> torch.Tensor:
+        import torch
+
+        stored, begin, _ = self.span(name, start, start + base_slice.numel())
+        edit = self._plan.edits.get(stored)
+        if stored in self._plan.replaced or (edit is not None and not edit.additive):
+            return super().change(name, start, base_slice)
+        values = torch.zeros_like(base_slice, dtype=torch_dtype(compute_name(self._plan.infos[stored].dtype)))
+        if edit is not None:
+            edit.apply(begin, values)
+        return values
+
     def delta(self, name: str) -> Delta:
         stored = self.stored(name)
         if stored not in self._plan.infos:

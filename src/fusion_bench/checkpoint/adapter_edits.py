@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from fusion_bench.checkpoint.base import Delta, Dense, LowRank, Scale
 
@@ -23,7 +23,9 @@ BLOCK_ENTRIES = 2**16
 
 
 class Edit(ABC):
-    """A change of one tensor."""
+    """A change of one tensor. `additive`: it adds the same whatever the tensor holds."""
+
+    additive: ClassVar[bool] = False
 
     @abstractmethod
     def apply(self, start: int, values: torch.Tensor) -> None:
@@ -84,6 +86,8 @@ class Factors:
 @dataclass(frozen=True)
 class AddLowRank(Edit):
     """LoRA (arXiv 2106.09685): W + scale * B A."""
+
+    additive = True
 
     grid: Grid
     factors: Callable[[], Factors]
@@ -180,6 +184,8 @@ class Multiply(Edit):
 @dataclass(frozen=True)
 class AddVector(Edit):
     """The bias of a LoRA layer: b + scale * lora_b."""
+
+    additive = True
 
     vector: Callable[[], torch.Tensor]
     scale: float

@@ -152,6 +152,10 @@ class Checkpoint(Mapping[str, "torch.Tensor"], ABC):
         """
         return self.read(name, start, start + base_slice.numel()).to(base_slice.dtype)
 
+    def change(self, name: str, start: int, base_slice: torch.Tensor) -> torch.Tensor:
+        """What `apply_delta` adds to `base_slice`: free of the rounding of that sum where the change is additive."""
+        return self.apply_delta(name, start, base_slice).sub_(base_slice)
+
     def close(self) -> None:
         """Releases files. Reading after this is an error."""
         return

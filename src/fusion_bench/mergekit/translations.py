@@ -53,7 +53,7 @@ def nuslerp(values: Chosen) -> TensorMethod:
     if not values.shared["nuslerp_flatten"]:
         # What mergekit calls row-wise takes the angle along the first dimension: of columns.
         by = "column" if values.shared["nuslerp_row_wise"] else "row"
-    return _method("nuslerp", weights=values.of("weight"), by=by, of=_of(values))
+    return _method("nuslerp", weights=values.of("weight"), by=by, of=_of(values), linear_above=1.0)
 
 
 def multislerp(values: Chosen) -> TensorMethod:

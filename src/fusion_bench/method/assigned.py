@@ -34,6 +34,9 @@ class ByTensor(TensorMethod):
     def workspace(self, name: str, inputs: Inputs) -> float:
         return self.at(name, inputs.structure).workspace(name, inputs)
 
+    def holds(self, inputs: Inputs) -> int:
+        return max((m.holds(inputs.only(names)) for m, names in self._groups(inputs)), default=0)
+
     def passes(self, inputs: Inputs) -> int:
         return max((m.passes(inputs) for m, _ in self._groups(inputs)), default=1)
 

@@ -123,6 +123,10 @@ class TensorMethod(ModelFusionAlgorithm):
         """Memory that merging a slice takes, in slices of the computing dtype: inputs, temporaries, result."""
         return 9.0
 
+    def holds(self, inputs: Inputs) -> int:
+        """Bytes that the method's own passes hold beside the slices that are under way."""
+        return 0
+
     def passes(self, inputs: Inputs) -> int:
         """How often each model is read in full, the merge itself included."""
         return 1

@@ -51,7 +51,8 @@ def peak(method: TensorMethod, inputs: Inputs) -> int:
     units = Units(method, inputs).all
     largest = sorted((slice_bytes(method, inputs, u.run[0][0], u.numel) for u in units), reverse=True)
     together = sum(largest[: inputs.threads])
-    return FIXED + max(largest[0] if largest else 0, min(together, inputs.budget - FIXED))
+    held = method.holds(inputs)
+    return FIXED + held + max(largest[0] if largest else 0, min(together, inputs.budget - FIXED - held))
 
 
 def check_budget(method: TensorMethod, inputs: Inputs) -> None:
@@ -60,6 +61,7 @@ def check_budget(method: TensorMethod, inputs: Inputs) -> None:
 
     needs = [(slice_bytes(method, inputs, u.run[0][0], u.numel), u) for u in Units(method, inputs).all]
     most, unit = max(needs, key=lambda need: need[0], default=(0, None))
+    most += method.holds(inputs)
     if unit is not None and FIXED + most > inputs.budget:
         name = unit.run[0][0]
         shape = list(inputs.alignment.infos[name].shape)

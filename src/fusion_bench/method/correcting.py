@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from fusion_bench.build import hyper
 from fusion_bench.errors import ConfigError
-from fusion_bench.method.base import TensorMethod, adopt
+from fusion_bench.method.base import Inputs, TensorMethod, adopt
 
 if TYPE_CHECKING:
     from fusion_bench.checkpoint.align import Alignment
@@ -25,6 +25,9 @@ class MergeWrapper(TensorMethod):
     def __post_init__(self) -> None:
         super().__post_init__()
         adopt(self, self.inner, "model_counts")
+
+    def holds(self, inputs: Inputs) -> int:
+        return self.inner.holds(inputs)
 
     def check(self, models: Sequence[str]) -> None:
         if self.inner.per_task:

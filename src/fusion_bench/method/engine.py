@@ -36,7 +36,7 @@ class MergedCheckpoint(Checkpoint):
         self.task: str | None = None
         self._survey = _Survey(self)
         self._units = Units(method, inputs)
-        self._gate = Gate(max(1, inputs.budget - FIXED))
+        self._gate = Gate(max(1, inputs.budget - FIXED - method.holds(inputs)))
         self._last = threading.local()
 
     def for_task(self, task: str) -> MergedCheckpoint:

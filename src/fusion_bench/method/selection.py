@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,11 @@ if TYPE_CHECKING:
 # Tensors larger than a slice are searched together up to so many entries (times streams): each of them holds memory.
 _BATCH_ENTRIES = 2**25
 _BATCH_STREAMS = 8
+
+# What a search over the model may hold of the memory budget, and what it holds of a model that is no larger than that:
+# the margin of the sampled bracket, on both sides.
+_SHARE = 0.25
+_UNDECIDED = 0.012
 
 Key = tuple[int, str]
 """A stream of numbers: a channel, such as the index of a model, and the tensor that it spans, "" for all of them."""
@@ -53,8 +59,15 @@ def over_model(
     infos = inputs.alignment.infos
     entries = sum(infos[name].numel for name in inputs.alignment.floating if names is None or name in names)
     search = _Search(scan, values, False, names, inputs.threads)
-    search.run({(channel, ""): (entries, keep) for channel, keep in keeps.items()})
+    search.run({(channel, ""): (entries, keep) for channel, keep in keeps.items()}, inputs.budget * _SHARE)
     return search.found
+
+
+def held(inputs: Inputs, channels: int) -> int:
+    """Bytes that a search over the model holds at most, for so many channels."""
+    infos = inputs.alignment.infos
+    entries = sum(infos[name].numel for name in inputs.alignment.floating)
+    return int(min(inputs.budget * _SHARE, _UNDECIDED * channels * entries * 4))
 
 
 def over_tensors(inputs: Inputs, scan: Scan, values: Values, keeps: Mapping[Key, int]) -> Selection:
@@ -138,11 +151,13 @@ class _Search:
         self.scan, self.values, self.per_tensor, self.names, self.threads = scan, values, per_tensor, names, threads
         self.found = Selection()
 
-    def run(self, wanted: Mapping[Key, tuple[int, int]]) -> None:
-        """`wanted`: stream -> (entries, how many of them to keep)."""
+    def run(self, wanted: Mapping[Key, tuple[int, int]], room: float = math.inf) -> None:
+        """`wanted`: stream -> (entries, how many of them to keep); `room`: bytes for undecided numbers."""
         from fusion_bench.ops import select
 
         brackets = self._brackets(wanted) if wanted else {}
+        while sum(b.inside * b.dtype.itemsize for b in brackets.values()) > room:
+            brackets = self._narrowed(brackets)
         while brackets:
             misled: dict[Key, Bracket] = {}
             crowded: dict[Key, Bracket] = {}

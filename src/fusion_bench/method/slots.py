@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -56,17 +56,25 @@ class StreamSlot:
     @property
     def deltas(self) -> Iterator[torch.Tensor]:
         base = self.base
-        for model in self.models:
-            yield torch.sub(model, base, out=model)
+        for model in self._inputs.models.values():
+            if self._adapts(model):
+                yield self._adapted(model.change).view(self._form)
+            else:
+                values = self._read(model, "model").view(self._form)
+                yield torch.sub(values, base, out=values)
 
     def _model(self, model: Checkpoint) -> torch.Tensor:
-        if model.base is None or model.base is not self._inputs.base:
-            return self._read(model, "model")
-        # An adapter over the pool's base: the base's slice is at hand, so only the delta is worked out.
+        return self._adapted(model.apply_delta) if self._adapts(model) else self._read(model, "model")
+
+    def _adapts(self, model: Checkpoint) -> bool:
+        return model.base is not None and model.base is self._inputs.base
+
+    def _adapted(self, made: Callable[[str, int, torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        """What an adapter over the pool's base makes of the base's slice, which is at hand."""
         base = self.base.reshape(-1).cpu()
         parts, done = [], 0
         for name, start, stop in self.run:
-            parts.append(model.apply_delta(name, start, base[done : done + stop - start]).to(self._dtype))
+            parts.append(made(name, start, base[done : done + stop - start]).to(self._dtype))
             done += stop - start
         return (parts[0] if len(parts) == 1 else torch.cat(parts)).to(self._inputs.device)
 

@@ -10,7 +10,7 @@ Weights = Mapping[str, float] | tuple[float, ...] | None
 
 
 def by_model(weights: Weights, models: Sequence[str], key: str = "method.weights") -> tuple[float, ...]:
-    """One weight a model, in pool order; all 1 where none are given. ConfigError, naming `key`, where they do not fit."""
+    """One weight a model, in pool order; all 1 where none are given. ConfigError, naming `key`, if they do not fit."""
     if weights is None:
         return (1.0,) * len(models)
     if isinstance(weights, Mapping):

@@ -75,6 +75,9 @@ class DeltaWrapper(TensorMethod):
     def workspace(self, name: str, inputs: Inputs) -> float:
         return self.inner.workspace(name, inputs) + 4
 
+    def holds(self, inputs: Inputs) -> int:
+        return self.inner.holds(inputs)
+
     def passes(self, inputs: Inputs) -> int:
         return self.inner.passes(inputs)
 

@@ -70,7 +70,7 @@ def split(
 ) -> tuple[torch.Tensor, torch.Tensor, float, float]:
     """B, A and the squared norms kept and given: ``B @ A`` is the best approximation of `matrix` of its rank.
 
-    `rank`: of the result at most; a share below or equal to 1 (a float) asks for the least rank that keeps this share
+    `rank`: of the result at most; a share up to 1 (a float) asks for the least rank that keeps this share
     of the squared norm; None or 1.0 keeps all but singular values up to `null` times the largest. B and A share the singular
     values evenly, so neither is much larger than the other.
     """

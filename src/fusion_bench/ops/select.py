@@ -22,12 +22,16 @@ _EDGES = 15
 
 @dataclass(frozen=True)
 class Bracket:
-    """Magnitudes in ``[low, high)`` are undecided; `keep` of all entries are to be kept."""
+    """Magnitudes in ``[low, high)`` are undecided; `keep` of all entries are to be kept.
+
+    `inside`: about how many entries are undecided, by the sample.
+    """
 
     low: float
     high: float
     keep: int
     dtype: torch.dtype
+    inside: float = 0.0
 
     @property
     def single(self) -> bool:
@@ -73,7 +77,7 @@ def bracket(sample: torch.Tensor, weights: torch.Tensor, count: int, keep: int) 
     too small to judge by, give the widest bracket.
     """
     if sample.numel() < 4096 or sample.numel() * 2 > count:
-        return Bracket(0.0, math.inf, keep, sample.dtype)
+        return Bracket(0.0, math.inf, keep, sample.dtype, count)
     order = torch.argsort(sample, descending=True)
     share = torch.cumsum(weights[order].double(), 0)
     share /= share[-1].clone()
@@ -84,7 +88,7 @@ def bracket(sample: torch.Tensor, weights: torch.Tensor, count: int, keep: int) 
     lower = int(torch.searchsorted(share, min(1.0, target + margin)))
     high = math.inf if target <= margin else step(float(sample[order[upper]]), math.inf, sample.dtype)
     low = 0.0 if target + margin >= 1 or lower >= order.numel() else float(sample[order[lower]])
-    return Bracket(low, high, keep, sample.dtype)
+    return Bracket(low, high, keep, sample.dtype, 2 * margin * count)
 
 
 def tally(magnitudes: torch.Tensor, within: Bracket) -> Tally:
@@ -168,7 +172,7 @@ def narrowed(counts: list[list[int]], at: torch.Tensor, within: Bracket) -> Brac
         else:
             high = min(high, edge)
             break
-    return Bracket(low, high, within.keep, within.dtype)
+    return Bracket(low, high, within.keep, within.dtype, within.inside / (_EDGES + 1))
 
 
 def trim(delta: torch.Tensor, cut: Cut, ties: int | None) -> torch.Tensor:

@@ -14,20 +14,22 @@ import torch
 
 # Directions closer to each other or to their opposites than this are blended linearly.
 LINEAR_ABOVE = 0.9995
+# Cosines closer to 1 than this give no angle to divide by.
+_ROUNDED = 1e-12
 # A mean direction shorter than this is what rounding left of directions that cancel.
 _CANCELLED = 1e-7
 # Squared sines below this are rounding: the vectors are parallel.
 _PARALLEL = 1e-14
 
 
-def slerp(gram: torch.Tensor, t: float) -> torch.Tensor:
+def slerp(gram: torch.Tensor, t: float, linear_above: float = LINEAR_ABOVE) -> torch.Tensor:
     r"""$\frac{\sin((1-t)\varphi)}{\sin\varphi}, \frac{\sin(t\varphi)}{\sin\varphi}$ of Gram matrices (..., 2, 2).
 
-    $1 - t, t$ where a vector is zero or $|\cos\varphi|$ is above 0.9995.
+    $1 - t, t$ where a vector is zero or $|\cos\varphi|$ is above `linear_above`.
     """
     product = gram.diagonal(dim1=-2, dim2=-1).sqrt().prod(-1)
     cosine = gram[..., 0, 1] / torch.where(product == 0, 1.0, product)
-    straight = (product == 0) | (cosine.abs() > LINEAR_ABOVE)
+    straight = (product == 0) | (cosine.abs() > min(linear_above, 1 - _ROUNDED))
     angle = torch.acos(torch.where(straight, 0.0, cosine))
     first = torch.where(straight, 1 - t, torch.sin((1 - t) * angle) / torch.sin(angle))
     second = torch.where(straight, t, torch.sin(t * angle) / torch.sin(angle))

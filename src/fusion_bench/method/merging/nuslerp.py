@@ -22,7 +22,8 @@ class Nuslerp(TensorMethod):
 
     The vectors are whole tensors, or each row or column for itself (`by`): a row is all that has one first index, a
     column all that differs in it alone; a tensor of one dimension is one row. Where a vector is zero or
-    $|\cos\varphi| > 0.9995$ the result is linear. Rows take one pass, the others two. Errors: other than two models,
+    $|\cos\varphi|$ exceeds `linear_above` the result is linear, as in `slerp`; mergekit has no such bound
+    (``linear_above=1``). Rows take one pass, the others two. Errors: other than two models,
     weights that sum to 0, task vectors without a base.
 
     Source: Arcee's MergeKit, arXiv 2403.13257.
@@ -36,6 +37,7 @@ class Nuslerp(TensorMethod):
     weights: Weights = hyper(None, "by name ({cola: 0.7, mnli: 0.3}) or in pool order ([0.7,0.3]); null: both equal")
     of: Literal["models", "deltas"] = hyper("models", "interpolate the models, or their task vectors about the base")
     by: Literal["tensor", "row", "column"] = hyper("tensor", "what is one vector")
+    linear_above: float = hyper(0.9995, "cosine above which vectors are blended linearly", low=0.0, high=1.0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -70,10 +72,11 @@ class Nuslerp(TensorMethod):
         take = gram.taken(self.of)
         if self.by == "tensor":
             found = gram.tensor_grams(scan, take)
-            return t, {name: spherical.slerp(each, t) for name, each in found.items()}
+            return t, {name: spherical.slerp(each, t, self.linear_above) for name, each in found.items()}
         infos = inputs.alignment.infos
         tables = [name for name in inputs.alignment.floating if len(infos[name].shape) == 2]
-        return t, {name: spherical.slerp(g, t) for name, g in gram.column_grams(inputs, scan, take, tables)}
+        grams = gram.column_grams(inputs, scan, take, tables)
+        return t, {name: spherical.slerp(each, t, self.linear_above) for name, each in grams}
 
     def merge(self, slot: Slot, state: tuple[float, dict[str, torch.Tensor]]) -> torch.Tensor:
         from fusion_bench.method import gram
@@ -84,7 +87,7 @@ class Nuslerp(TensorMethod):
             return gram.combine(slot, self.of, known[slot.name].tolist())
         if slot.name in known:
             return gram.apply_columns(slot, self.of, gram.hold(slot, gram.taken(self.of)), known[slot.name])
-        return gram.combine_pieces(slot, self.of, lambda each: spherical.slerp(each, t), self._by)
+        return gram.combine_pieces(slot, self.of, lambda each: spherical.slerp(each, t, self.linear_above), self._by)
 
     @property
     def _by(self) -> Literal["row", "column"]:

@@ -48,6 +48,11 @@ class PcbMerging(TensorMethod):
     def workspace(self, name: str, inputs: Inputs) -> float:
         return 18.0
 
+    def holds(self, inputs: Inputs) -> int:
+        from fusion_bench.method.selection import held
+
+        return held(inputs, 3 * len(inputs.models))
+
     def passes(self, inputs: Inputs) -> int:
         return 5
 

@@ -106,6 +106,11 @@ class TiesMerging(TensorMethod):
     def pointwise(self) -> bool:
         return (self.scope == "model" or self.kept >= 1) and not self.remove_keys
 
+    def holds(self, inputs: Inputs) -> int:
+        from fusion_bench.method.selection import held
+
+        return held(inputs, len(inputs.models)) if self.kept < 1 else 0
+
     def passes(self, inputs: Inputs) -> int:
         return 1 + (self.kept < 1) + (self.zero_sum == "majority")
 
