@@ -185,7 +185,7 @@ def test_number_of_models() -> None:
         (Nuslerp(), [A], ZERO, "takes 2 models"),
         (Nuslerp(of="deltas"), [A, B], None, "base"),
         (Multislerp(of="deltas"), [A, B], None, "base"),
-        (Nearswap(), [A, B], ZERO, "fuses 1 models"),
+        (Nearswap(), [A, B], ZERO, "takes 1 model"),
         (ModelStock(), [A], ZERO, "2 or more"),
         (Nuslerp(weights=(1.0, -1.0)), [A, B], None, "sum to 0"),
         (Karcher(weights=(1.0, -1.0)), [A, B], None, "sum to 0"),
