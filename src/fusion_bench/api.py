@@ -143,7 +143,8 @@ def check_fit(method: ModelFusionAlgorithm, pool: ModelPool) -> None:
         wanted = f"{fewest}" if fewest == most else f"{fewest} or more" if most is None else f"{fewest} to {most}"
         raise ConfigError(
             f"method={method.key()} takes {wanted} {'model' if most == 1 else 'models'}, and the pool {pool.name!r} "
-            f"has {count}: {', '.join(pool.models)}. Choose some, as in modelpool.select=[{','.join(list(pool.models)[:most])}]."
+            f"has {count}: {', '.join(pool.models)}. "
+            f"Choose some, as in modelpool.select=[{','.join(list(pool.models)[:most])}]."
         )
     method.check(tuple(pool.models))
 

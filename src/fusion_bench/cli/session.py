@@ -168,6 +168,7 @@ class Session:
             "settings": chosen,
             "seed": job.seed,
             "device": plan.device(),
+            "merged_on": plan.merge_device,
             "versions": schema.versions(),
             "inputs": plan.inputs(),
             "seconds": dict(seconds),

@@ -71,8 +71,8 @@ def split(
     """B, A and the squared norms kept and given: ``B @ A`` is the best approximation of `matrix` of its rank.
 
     `rank`: of the result at most; a share up to 1 (a float) asks for the least rank that keeps this share
-    of the squared norm; None or 1.0 keeps all but singular values up to `null` times the largest. B and A share the singular
-    values evenly, so neither is much larger than the other.
+    of the squared norm; None or 1.0 keeps all but singular values up to `null` times the largest. B and A share the
+    singular values evenly, so neither is much larger than the other.
     """
     left, values, right = torch.linalg.svd(matrix.to(torch.float64), full_matrices=False)
     kept = count(values, rank, null)
