@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 import torch
-from peer_inputs import KINDS, SHAPES, State, states
+from peer_inputs import KINDS, SHAPES, State, named, states
 
 from fusion_bench.api import fuse
 from fusion_bench.build import build
@@ -45,7 +45,8 @@ class Case:
     `base`: both get a base; neither does; or the first model is what the peer calls the base (ours takes it as
     a model). `excuses`: pattern of tensor names -> why they may differ. `draws`: hyperparameters with which our method,
     given one model and a base of zeros, leaves zeros exactly where it drops; the peer is made to draw the same.
-    `one_by_one`: ours fuses each tensor for itself.
+    `one_by_one`: ours fuses each tensor for itself. `names`: tensor names and shapes, in the place of kinds and shapes.
+    Of a method with one result a task both give the results stacked, in the order of the models.
     """
 
     id: str
@@ -63,6 +64,7 @@ class Case:
     excuses: Mapping[str, str] = field(default_factory=dict)
     draws: Callable[[int], Parameters] | None = None
     one_by_one: bool = False
+    names: Mapping[str, tuple[int, ...]] | None = None
 
     @property
     def runs(self) -> list[Run]:
@@ -70,7 +72,8 @@ class Case:
 
     def inputs(self, run: Run) -> tuple[State, dict[str, State]]:
         """The base and the models by name."""
-        base, models = states(run.count, getattr(torch, run.dtype), self.kinds, self.shapes)
+        names = named(self.kinds, self.shapes) if self.names is None else dict(self.names)
+        base, models = states(run.count, getattr(torch, run.dtype), names)
         return base, {f"m{i}": model for i, model in enumerate(models)}
 
     def question(self, run: Run) -> dict[str, Any]:
@@ -95,7 +98,7 @@ class Case:
         on = base if self.base == "given" else None
         if not self.one_by_one:
             try:
-                return fuse(method, models, on), {}
+                return _fused(method, models, on), {}
             except FusionError:
                 pass
         out: State = {}
@@ -103,7 +106,7 @@ class Case:
         for name in base:
             one = None if on is None else {name: on[name]}
             try:
-                out.update(fuse(method, {key: {name: model[name]} for key, model in models.items()}, one))
+                out.update(_fused(method, {key: {name: model[name]} for key, model in models.items()}, one))
             except FusionError as error:
                 errors[name] = str(error)
         return out, errors
@@ -120,6 +123,13 @@ class Case:
             kept = fuse(method, {key: deltas}, {name: torch.zeros_like(tensor) for name, tensor in base.items()})
             masks[key] = {name: (kept[name] != 0).to(tensor.dtype) for name, tensor in deltas.items()}
         return masks
+
+
+def _fused(method: Any, models: Mapping[str, State], base: State | None) -> State:
+    fused = fuse(method, models, base)
+    if not getattr(method, "per_task", False):
+        return dict(fused)
+    return {name: torch.stack([fused[task][name] for task in models]) for name in next(iter(models.values()))}
 
 
 def first(values: tuple[float, ...]) -> Callable[[int], list[float]]:
@@ -233,6 +243,7 @@ def _under_test(rows: list[Case]) -> dict[str, Case]:
 
 
 from peer_cases_more import more, sampled  # noqa: E402 - they are made of what stands above
+from peer_cases_tasks import selections  # noqa: E402
 
-CASES = _under_test([*_linear(), *_ties(), *more()])
+CASES = _under_test([*_linear(), *_ties(), *more(), *selections()])
 SAMPLED = _under_test(sampled())

@@ -24,16 +24,23 @@ def kind_of(name: str) -> str:
     return name.split(":")[0]
 
 
-def states(
-    count: int,
-    dtype: torch.dtype,
-    kinds: tuple[str, ...] = KINDS,
-    shapes: tuple[tuple[int, ...], ...] = SHAPES,
-) -> tuple[State, list[State]]:
+def llama(layers: int) -> dict[str, tuple[int, ...]]:
+    """Tensor name -> shape of a Llama checkpoint that fits `run_mergekit.LLAMA`; every tensor is random."""
+    parts = {
+        "input_layernorm": (8,), "post_attention_layernorm": (8,), "mlp.down_proj": (8, 12), "mlp.gate_proj": (12, 8),
+        "mlp.up_proj": (12, 8), "self_attn.k_proj": (4, 8), "self_attn.o_proj": (8, 8), "self_attn.q_proj": (8, 8),
+        "self_attn.v_proj": (4, 8),
+    }  # fmt: skip
+    outside = {"model.embed_tokens.weight": (16, 8), "model.norm.weight": (8,), "lm_head.weight": (16, 8)}
+    blocks = {f"model.layers.{i}.{part}.weight": shape for i in range(layers) for part, shape in parts.items()}
+    return {**outside, **blocks}
+
+
+def states(count: int, dtype: torch.dtype, names: dict[str, tuple[int, ...]]) -> tuple[State, list[State]]:
     """A base and `count` models, the same in every process."""
     base: State = {}
     models: list[State] = [{} for _ in range(count)]
-    for name, shape in named(kinds, shapes).items():
+    for name, shape in names.items():
         rng = np.random.default_rng(zlib.crc32(f"{name}/{count}".encode()))
         start, ends = _drawn(kind_of(name), shape, count, rng)
         base[name] = torch.from_numpy(np.asarray(start)).to(dtype)
@@ -69,4 +76,6 @@ def _drawn(
     ends = [np.asarray(start + delta) for delta in deltas]
     if kind == "first zero":
         ends[0] = np.zeros(shape)
+    elif kind == "same length":
+        ends = [end * (np.linalg.norm(ends[0]) / np.linalg.norm(end)) for end in ends]
     return start, ends

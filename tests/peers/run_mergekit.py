@@ -1,19 +1,29 @@
 """Answers cases with mergekit, or PEFT's merge utilities. Run by the peer interpreter: run_mergekit.py FOLDER."""
 
 import json
+import logging
 import sys
+import tempfile
 import warnings
 from collections import defaultdict
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from click.testing import CliRunner
 from mergekit.merge_methods import merge_state_dicts, merge_tensors
+from mergekit.scripts.run_yaml import main as run_yaml
 from peft.utils import merge_utils
 from safetensors.torch import load_file, save_file
 
 warnings.filterwarnings("ignore")
+logging.disable(logging.INFO)
 torch.set_num_threads(1)
+LLAMA = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 16, "hidden_size": 8,
+    "intermediate_size": 12, "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 16,
+    "tie_word_embeddings": False,
+}  # fmt: skip
 
 
 def with_masks(masks, call):
@@ -58,6 +68,31 @@ def whole_by_mergekit(case, places):
     return merge_state_dicts({i: places[i] for i in ids}, case["function"], parameters=parameters, base=case["base"])
 
 
+def by_yaml(case, places):
+    """A configuration over checkpoints in folders: its values may depend on the names of tensors and on depth."""
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        for place, state in places.items():
+            layers = len({name.split(".")[2] for name in state if name.startswith("model.layers.")})
+            dtype = str(next(iter(state.values())).dtype).removeprefix("torch.")
+            (folder / place).mkdir()
+            save_file(state, folder / place / "model.safetensors", metadata={"format": "pt"})
+            config = {**LLAMA, "num_hidden_layers": layers, "dtype": dtype}
+            (folder / place / "config.json").write_text(json.dumps(config))
+        asked = {
+            "merge_method": case["function"].removeprefix("yaml."),
+            "base_model": str(folder / "base"),
+            "models": [{"model": str(folder / model)} for model in case["models"]],
+            "parameters": case["parameters"],
+        }
+        (folder / "asked.yml").write_text(json.dumps(asked))
+        flags = ["--quiet", "--no-write-model-card"]
+        ran = CliRunner().invoke(run_yaml, [str(folder / "asked.yml"), str(folder / "out"), *flags])
+        if ran.exit_code:
+            raise RuntimeError(ran.exception)
+        return load_file(folder / "out" / "model.safetensors")
+
+
 def drawn_from(case, places, name):
     """The probabilities that one model's entries are kept with."""
     asked, drawn = [], torch.bernoulli
@@ -95,6 +130,9 @@ def main(folder):
     for case in cases:
         places = tensors[case["id"]]
         family = case["function"].split(".")[0]
+        if family == "yaml":
+            out.update({f"{case['id']}|{name}": tensor for name, tensor in by_yaml(case, places).items()})
+            continue
         answer = {"peft": by_peft, "probabilities": drawn_from}.get(family, by_mergekit)
         if answer is by_mergekit and not any(place.startswith("mask/") for place in places):
             try:
