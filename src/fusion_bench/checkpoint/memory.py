@@ -66,15 +66,20 @@ class MemoryCheckpoint(Checkpoint):
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
         stored, begin, end = self.span(name, start, stop)
+        return self._part(stored, begin, end).to(device="cpu", copy=True)
+
+    def read_into(self, name: str, start: int, out: torch.Tensor) -> None:
+        stored, begin, end = self.span(name, start, start + out.numel())
+        out.copy_(self._part(stored, begin, end))
+
+    def _part(self, stored: str, begin: int, end: int) -> torch.Tensor:
         tensor = self._tensors[stored]
         if tensor.is_contiguous():
-            part = tensor.view(-1)[begin:end]
-        else:
-            # Only the rows that are asked for are made contiguous: slicing a transposed view stays linear.
-            width = max(1, tensor.numel() // tensor.shape[0])
-            rows = slice(begin // width, -(-end // width))
-            part = tensor[rows].reshape(-1)[begin - rows.start * width : end - rows.start * width]
-        return part.to(device="cpu", copy=True)
+            return tensor.view(-1)[begin:end]
+        # Only the rows that are asked for are made contiguous: slicing a transposed view stays linear.
+        width = max(1, tensor.numel() // tensor.shape[0])
+        rows = slice(begin // width, -(-end // width))
+        return tensor[rows].reshape(-1)[begin - rows.start * width : end - rows.start * width]
 
     @property
     def config(self) -> Mapping[str, Any]:

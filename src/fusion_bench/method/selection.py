@@ -39,14 +39,20 @@ class Selection:
     ties: dict[tuple[int, int], int] = field(default_factory=dict)
 
     def share_ties(self, key: Key, cut: Cut, equals: Iterable[tuple[int, int]]) -> None:
-        """The entries equal to the cut go to the slices in flat order, until none are left. `equals`: slice, number."""
+        """The entries equal to the cut go to the slices in flat order, until none are left. `equals`: slice, number.
+
+        A slice that keeps all of its own is marked so: finding them one by one would take several times longer, and
+        task vectors of half-precision models hold many equal magnitudes.
+        """
+        from fusion_bench.ops.select import EVERY
+
         left = cut.ties
         for index, equal in equals:
             if left <= 0:
                 return
             if equal:
-                self.ties[index, key[0]] = min(equal, left)
-                left -= self.ties[index, key[0]]
+                self.ties[index, key[0]] = EVERY if equal <= left else left
+                left -= min(equal, left)
 
 
 def over_model(
@@ -129,7 +135,7 @@ def _at_once(scan: Scan, values: Values, keeps: Mapping[Key, int], names: set[st
         for key, index, result in results:
             if isinstance(result, select.Cut):
                 found.cuts[key] = result
-                found.share_ties(key, result, [(index, result.ties)])
+                found.ties[index, key[0]] = result.ties
             else:
                 parts.setdefault(key, []).append((index, result))
     for key, pieces in parts.items():

@@ -61,6 +61,9 @@ class Cut:
     ties: int
 
 
+EVERY = -1
+"""In the place of a number of ties: all that there are."""
+
 NOTHING = Cut(math.inf, 0)
 """The cut that keeps no entry."""
 
@@ -178,13 +181,14 @@ def narrowed(counts: list[list[int]], at: torch.Tensor, within: Bracket) -> Brac
 def trim(delta: torch.Tensor, cut: Cut, ties: int | None) -> torch.Tensor:
     """`delta` with what the cut drops set to zero; may overwrite it.
 
-    `ties`: how many entries equal to the cut stay, lowest index first; None keeps them all.
+    `ties`: how many entries equal to the cut stay, lowest index first; None or EVERY keeps them all.
     """
-    if cut.value == 0 and ties is None:
+    every = ties is None or ties == EVERY
+    if cut.value == 0 and every:
         return delta
-    if ties is None or ties == 0:
+    if every or ties == 0:
         # One fused pass: entries of magnitude <= the bound become zero.
-        bound = step(cut.value, 0.0, delta.dtype) if ties is None else cut.value
+        bound = step(cut.value, 0.0, delta.dtype) if every else cut.value
         return torch.hardshrink(delta, bound, out=delta)
     magnitudes = delta.abs()
     drop = magnitudes < cut.value
@@ -195,6 +199,8 @@ def trim(delta: torch.Tensor, cut: Cut, ties: int | None) -> torch.Tensor:
 def without(delta: torch.Tensor, cut: Cut, ties: int) -> torch.Tensor:
     """`delta` with what `trim` would keep set to zero; may overwrite it. A cut at 0 keeps all that is not 0."""
     magnitudes = delta.abs()
+    if ties == EVERY:
+        return delta.masked_fill_(magnitudes >= cut.value, 0)
     drop = magnitudes > cut.value
     if ties:
         _mark(drop, magnitudes, cut.value, None, ties)
