@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from common import Measured, median, run, write_results
+from common import Measured, drop, median, run, write_results
 
 METHODS = ("simple_average", "task_arithmetic", "ties_merging")
 TARGETS = {"simple_average": 1.5, "task_arithmetic": 1.5, "ties_merging": 4.0}
@@ -67,15 +67,6 @@ def write_once(folder: Path, size: int) -> float:
     taken = time.perf_counter() - started
     file.unlink()
     return taken
-
-
-def drop(files: list[Path]) -> None:
-    """Has the kernel forget the contents of files, so that the next reader goes to the disk."""
-    for file in files:
-        descriptor = os.open(file, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        os.close(descriptor)
 
 
 def arithmetic(pool: Path, methods: list[str]) -> dict[str, float]:

@@ -1,10 +1,12 @@
 """Merges from disk to disk beside mergekit on the same pool: wall time, CPU time, memory.
 
-usage: python benchmarks/speed/peers.py POOL --mergekit BIN [--rounds 3] [--methods linear ties] [--out FILE]
+usage: python benchmarks/speed/peers.py POOL --mergekit BIN [--rounds 3] [--methods linear ties] [--cold] [--out FILE]
 
 POOL holds base/ and full models; BIN is the folder of mergekit's `mergekit-yaml` and `python`. The sides take turns.
 Both end with their files on the disk: fusion_bench syncs what it writes, and for mergekit syncing its output is part of
-the span. Memory is the peak of anonymous memory of the command's own process.
+the span. Memory is the peak of anonymous memory of the command's own process. For ties, TIES with the exact threshold
+over the whole model is timed beside the variant of mergekit, which has one for each tensor. --cold drops the pool's
+files from the page cache before each command.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from common import Measured, median, run, write_results
+from common import Measured, drop, median, run, write_results
 
 LAMBDA, DENSITY = 0.3, 0.2
 METHODS = ("linear", "task_arithmetic", "ties")
@@ -57,6 +59,7 @@ def ours(method: str, pool: Path, count: int, out: Path) -> list[str]:
     words = {
         "linear": ["method=simple_average"],
         "task_arithmetic": ["method=task_arithmetic", f"method.scaling_factor={LAMBDA / count}"],
+        "ties_whole": ["method=ties_merging"],
         "ties": [
             "method=ties_merging", "method.compat=mergekit",
             f"method.scaling_factor={LAMBDA}", f"method.density={DENSITY}",
@@ -95,6 +98,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--dtype", default="float32", help="of the pool")
     parser.add_argument("--option", action="append", default=[], help="another option of mergekit-yaml")
+    parser.add_argument("--cold", action="store_true")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "peers.json")
     arguments = parser.parse_args()
     pool = arguments.pool.absolute()
@@ -109,10 +113,16 @@ def main() -> None:
         "models": len(experts),
         "bytes_read": sum(f.stat().st_size for e in experts for f in e.glob("*.safetensors")),
         "rounds": arguments.rounds,
+        "page_cache": "cold" if arguments.cold else "warm",
         "mergekit": asked.stdout.split()[0],
         "mergekit_torch": asked.stdout.split()[1],
         "mergekit_options": arguments.option,
     }
+
+    def forget() -> None:
+        if arguments.cold:
+            drop(sorted(pool.rglob("*.safetensors")))
+
     with tempfile.TemporaryDirectory(dir=pool.parent) as folder:
         scratch = Path(folder)
         (scratch / "synced.py").write_text(SYNCED, encoding="utf-8")
@@ -121,6 +131,7 @@ def main() -> None:
             file.write_text(config(method, pool / "base", experts, arguments.dtype), encoding="utf-8")
             theirs: list[Measured] = []
             mine: list[Measured] = []
+            whole: list[Measured] = []
             there, here = scratch / "theirs", scratch / "ours"
             command = [
                 str(python), str(scratch / "synced.py"), str(file), str(there),
@@ -129,7 +140,13 @@ def main() -> None:
             for _ in range(arguments.rounds):
                 for out in (there, here):
                     shutil.rmtree(out, ignore_errors=True)
+                forget()
                 theirs.append(run(command, scratch))
+                if method == "ties":
+                    forget()
+                    whole.append(run(ours("ties_whole", pool, len(experts), here), scratch))
+                    shutil.rmtree(here)
+                forget()
                 mine.append(run(ours(method, pool, len(experts), here), scratch))
             apart = largest_difference(there, here)
             times = round(median([m.wall for m in theirs]) / median([m.wall for m in mine]), 2)
@@ -139,6 +156,10 @@ def main() -> None:
                 "times_faster": times,
                 "largest_difference": apart,
             }
+            if whole:
+                faster = round(median([m.wall for m in theirs]) / median([m.wall for m in whole]), 2)
+                results["ties, threshold over the model"] = {"fusion_bench": figures(whole), "times_faster": faster}
+                print(f"ties over the model: {figures(whole)}  {faster}x")
             print(f"{method:16} fusion_bench {figures(mine)}  mergekit {figures(theirs)}  {times}x, {apart:.1e} apart")
     write_results(arguments.out, results)
 
