@@ -21,9 +21,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A fused model, or one for each task: `models` by task, under ``""`` the one for all tasks."""
+    """A fused model, or one for each task: `models` by task, under ``""`` the one for all tasks.
+
+    `found`: all were written by this command before.
+    """
 
     models: Mapping[str, Checkpoint]
+    found: bool = False
 
     @classmethod
     def of(cls, fused: Fused, plan: Plan) -> Outcome:
@@ -51,13 +55,15 @@ class Outcome:
         assert out is not None
         origin = plan.origin()
         if set(self.models) == {""}:
-            return Outcome({"": _save(plan, self.models[""], out, origin, progress)})
+            model, found = _save(plan, self.models[""], out, origin, progress)
+            return Outcome({"": model}, found)
         written = {
             task: _save(plan, model, out / task, part_origin(origin, task), progress)
             for task, model in self.models.items()
         }
         write_parts_manifest(out, list(written), origin)
-        return Outcome(written)
+        models = {task: model for task, (model, _) in written.items()}
+        return Outcome(models, all(found for _, found in written.values()))
 
     def evaluated(self, plan: Plan, progress: Progress) -> dict[str, Any]:
         """The task pool's part of the report; each model is measured on the tasks it is for."""
@@ -83,7 +89,10 @@ class Outcome:
         return results
 
 
-def _save(plan: Plan, checkpoint: Checkpoint, out: Path, origin: Mapping[str, Any], progress: Progress) -> Checkpoint:
+def _save(
+    plan: Plan, checkpoint: Checkpoint, out: Path, origin: Mapping[str, Any], progress: Progress
+) -> tuple[Checkpoint, bool]:
+    """What was written, read back; and whether it was there already."""
     from fusion_bench.checkpoint.open import open_checkpoint
     from fusion_bench.checkpoint.writer import save
     from fusion_bench.cli.stopping import continuable
@@ -107,4 +116,4 @@ def _save(plan: Plan, checkpoint: Checkpoint, out: Path, origin: Mapping[str, An
         there = f" ({saved.reused / 1e9:.2f} GB of it were there)" if saved.reused else ""
         print(f"saved {out}{there}", file=sys.stderr)
     # What is evaluated is what was written.
-    return with_ties(open_checkpoint(out))
+    return with_ties(open_checkpoint(out)), saved.how == "complete"

@@ -127,7 +127,7 @@ class Session:
         if references is not None:
             run["references"] = references
         info = results.pop("model_info", None) or model_info(outcome.any)
-        run["remarks"] = merged.remarks() if computed else []
+        run["remarks"] = _remarks(merged, outcome) if computed else []
         return schema.report(info, results, run)
 
     def _reference_rows(self, plan: Plan, progress: Progress) -> dict[str, Any]:
@@ -192,6 +192,13 @@ class Session:
                 print({"model_info": report["model_info"]})
                 for remark in report["run"]["remarks"]:
                     print(remark, file=sys.stderr)
+
+
+def _remarks(merged: Outcome, outcome: Outcome) -> list[str]:
+    """What the merge has to say; of one that was found complete only that, since asking would compute it anew."""
+    if not outcome.found:
+        return merged.remarks()
+    return ["the model was there already; remarks on its merge are in the report of the run that wrote it"]
 
 
 def build_method(values: Mapping[str, Any]) -> ModelFusionAlgorithm:
