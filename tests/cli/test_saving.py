@@ -243,3 +243,16 @@ def test_verify_help(command: Callable[..., Any]) -> None:
     ran = command("verify", "--help")
     assert ran.status == 0
     assert "exit status: 0 all whole, 1 damaged or unfinished, 2 not an output" in ran.out
+
+
+def test_what_is_there_is_not_computed_again_for_its_remarks(command: Callable[..., Any], tmp_path: Path) -> None:
+    words = ("method=ties_merging", "save_model=m", "save_report=r.json")
+    assert command(*words).status == 0
+    assert not any("already" in remark for remark in report(tmp_path)["run"]["remarks"])
+    assert command(*words).status == 0
+    (remark,) = report(tmp_path)["run"]["remarks"]
+    assert remark.startswith("the model was there already")
+
+
+def report(folder: Path) -> Any:
+    return json.loads((folder / "r.json").read_text(encoding="utf-8"))

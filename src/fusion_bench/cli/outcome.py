@@ -42,6 +42,11 @@ class Outcome:
         """One of the models: all have the same tensors."""
         return next(iter(self.models.values()))
 
+    @property
+    def surveyed(self) -> bool:
+        """Whether remarks are at hand without another pass over the models."""
+        return bool(getattr(self.any, "surveyed", True))
+
     def remarks(self) -> list[str]:
         """What the report must say of the merge."""
         remarks = getattr(self.any, "remarks", None)

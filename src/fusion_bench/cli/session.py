@@ -195,8 +195,8 @@ class Session:
 
 
 def _remarks(merged: Outcome, outcome: Outcome) -> list[str]:
-    """What the merge has to say; of one that was found complete only that, since asking would compute it anew."""
-    if not outcome.found:
+    """What the merge has to say; of one that was found complete only that, where asking would compute it anew."""
+    if not outcome.found or merged.surveyed:
         return merged.remarks()
     return ["the model was there already; remarks on its merge are in the report of the run that wrote it"]
 

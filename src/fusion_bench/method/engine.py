@@ -83,6 +83,11 @@ class MergedCheckpoint(Checkpoint):
         """Runs the method's passes if they have not run; returns their result."""
         return self._survey.state()
 
+    @property
+    def surveyed(self) -> bool:
+        """Whether the method's passes have run."""
+        return self._survey.done
+
     def remarks(self) -> list[str]:
         """What the report must say of this merge: mixed dtypes, integer tensors that differ, the method's own words."""
         found = [
@@ -230,12 +235,12 @@ class _Survey:
     def __init__(self, merge: MergedCheckpoint) -> None:
         self._merge = merge
         self._lock = threading.Lock()
-        self._done = False
+        self.done = False
         self._state: Any = None
 
     def state(self) -> Any:
         with self._lock:
-            if not self._done:
+            if not self.done:
                 self._state = self._merge.method.survey(self._merge.inputs, self._merge.scan)
-                self._done = True
+                self.done = True
         return self._state
