@@ -11,13 +11,17 @@ from fusion_bench.checkpoint.align import align
 from fusion_bench.checkpoint.base import Checkpoint
 from fusion_bench.checkpoint.dtypes import parse_dtype, torch_dtype
 from fusion_bench.errors import AlignmentError, ConfigError
+from fusion_bench.fitting import Fitting, TaskData
 from fusion_bench.method.base import Fused, Inputs, Merged, ModelFusionAlgorithm, PerTask, TensorMethod
 from fusion_bench.method.budget import check_budget
+from fusion_bench.method.fitted import FittedMethod
 from fusion_bench.method.inputs import DEFAULT_BUDGET
 from fusion_bench.progress import Progress
 from fusion_bench.settings import Settings
 
 if TYPE_CHECKING:
+    import torch
+
     from fusion_bench.modelpool.base import ModelPool
 
 
@@ -30,6 +34,8 @@ def fuse(
     threads: int = 0,
     dtype: Any = None,
     progress: Progress | None = None,
+    data: Mapping[str, TaskData] | None = None,
+    module: torch.nn.Module | None = None,
 ) -> Any:
     """Fuses `models` with `method`.
 
@@ -38,7 +44,9 @@ def fuse(
     The result follows the input: a lazy :class:`Checkpoint` for pools, checkpoints and paths, a dict of tensors for
     state dicts, a module for modules (a copy of the base or the first model); methods that make one model a task return
     a dict from task to such a result. `dtype`: of floating tensors in the result
-    (``"bfloat16"``, ``torch.bfloat16``); the base's where None. Inputs are never modified.
+    (``"bfloat16"``, ``torch.bfloat16``); the base's where None. Inputs are never modified. `data`: for methods that
+    look at data, the examples of each model's task; `module`: makes checkpoints and state dicts of an architecture
+    that the package does not know live, by copies of it.
 
     Raises ConfigError where the method and the models do not fit, AlignmentError where the models do not fit one
     another, NonFiniteError when NaN or infinity is read.
@@ -50,18 +58,24 @@ def fuse(
     if isinstance(models, (str, Path)):
         models = open_modelpool({"type": "folder", "path": str(models)})
     if isinstance(models, ModelPool):
-        return _result(fuse_pool(method, models, seed=seed, threads=threads, dtype=dtype, progress=progress))
+        fitting = None if data is None else _fitting(models, data, module, seed, threads, progress)
+        how: dict[str, Any] = {"seed": seed, "threads": threads, "dtype": dtype, "progress": progress}
+        return _result(fuse_pool(method, models, fitting=fitting, **how))
     if _is_module(models) or (isinstance(models, Mapping) and any(_is_tensor(value) for value in models.values())):
         raise ConfigError("models: one model alone. Give several, as a list or as a mapping from name to model.")
     named = dict(models) if isinstance(models, Mapping) else {f"model_{i}": m for i, m in enumerate(models)}
     samples = list(named.values()) + ([base] if base is not None else [])
     under = None if base is None else _checkpoint(base)
     pool = ModelPool(models={name: _checkpoint(model, under) for name, model in named.items()}, base=under)
-    fused = fuse_pool(method, pool, seed=seed, threads=threads, dtype=dtype, progress=progress)
+    template = base if base is not None else samples[0]
+    if module is None and _is_module(template):
+        module = template
+    fitting = None if data is None else _fitting(pool, data, module, seed, threads, progress)
+    fused = fuse_pool(method, pool, seed=seed, threads=threads, dtype=dtype, progress=progress, fitting=fitting)
 
     def alike(checkpoint: Checkpoint) -> Any:
         if all(_is_module(sample) for sample in samples):
-            return _module(base if base is not None else samples[0], checkpoint, dtype)
+            return module_of(copy.deepcopy(template), checkpoint, dtype)
         if all(isinstance(sample, Mapping) and not isinstance(sample, Checkpoint) for sample in samples):
             return _state_dict(checkpoint)
         return checkpoint
@@ -81,9 +95,17 @@ def fuse_pool(
     progress: Progress | None = None,
     budget: int = DEFAULT_BUDGET,
     device: str = "cpu",
+    fitting: Fitting | None = None,
 ) -> Fused:
-    """Fuses the models of a pool; everything that can be refused is refused here, before a tensor is read."""
+    """Fuses the models of a pool; everything that can be refused is refused here, before a tensor is read.
+
+    `fitting`: what a method that looks at data needs; it is fitted first.
+    """
     inputs = inputs_of(method, pool, seed, threads, dtype, progress, budget, device)
+    if isinstance(method, FittedMethod) and fitting is not None:
+        from fusion_bench.fit import fit
+
+        return fit(method, inputs, fitting).method.fuse(inputs)
     return method.fuse(inputs)
 
 
@@ -119,8 +141,9 @@ def inputs_of(
         device=device,
     )
     method.check_tensors(inputs.alignment)
-    if isinstance(method, TensorMethod):
-        check_budget(method, inputs)
+    merging = method.preview() if isinstance(method, FittedMethod) else method
+    if isinstance(merging, TensorMethod):
+        check_budget(merging, inputs)
     return inputs
 
 
@@ -147,6 +170,26 @@ def check_fit(method: ModelFusionAlgorithm, pool: ModelPool) -> None:
             f"Choose some, as in modelpool.select=[{','.join(list(pool.models)[:most])}]."
         )
     method.check(tuple(pool.models))
+
+
+def _fitting(
+    pool: ModelPool,
+    data: Mapping[str, TaskData],
+    module: torch.nn.Module | None,
+    seed: int,
+    threads: int,
+    progress: Progress | None,
+) -> Fitting:
+    from fusion_bench.fit import module_fitting, pool_fitting
+
+    if module is not None:
+        return module_fitting(module, data, seed, progress)
+    if not pool.reference.config:
+        raise ConfigError(
+            "data= is given, but nothing tells how to run the models: they are tensors without a config. Give module=, "
+            "a module of their architecture."
+        )
+    return pool_fitting(pool, data, Settings(seed=seed, threads=threads), progress=progress, cache=False)
 
 
 def _result(fused: Fused) -> Any:
@@ -178,10 +221,10 @@ def _state_dict(checkpoint: Checkpoint) -> dict[str, Any]:
     return tensors
 
 
-def _module(template: Any, checkpoint: Checkpoint, dtype: str | None) -> Any:
+def module_of(module: Any, checkpoint: Checkpoint, dtype: str | None = None) -> Any:
+    """`module` with the values of a checkpoint of the same names and shapes. Raises AlignmentError for others."""
     import torch
 
-    module = copy.deepcopy(template)
     if dtype is not None:
         module = module.to(torch_dtype(dtype))
     others = {*checkpoint, *checkpoint.aliases} ^ set(module.state_dict())

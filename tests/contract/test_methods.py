@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from fusion_bench.api import fuse
+from fusion_bench.api import fuse as fuse_with
 from fusion_bench.build import build, defaults, range_text
 from fusion_bench.checkpoint.memory import MemoryCheckpoint
 from fusion_bench.checkpoint.open import open_checkpoint
@@ -19,11 +19,36 @@ from fusion_bench.checkpoint.writer import save
 from fusion_bench.errors import ConfigError
 from fusion_bench.method import class_names, method_class, method_modules
 from fusion_bench.method.base import CheckpointMethod, ModelFusionAlgorithm, TensorMethod
+from fusion_bench.method.fitted import FittedMethod
 
 METHODS = list(method_modules())
-TENSOR = [key for key in METHODS if issubclass(method_class(key), TensorMethod)]
+TENSOR = [key for key in METHODS if issubclass(method_class(key), (TensorMethod, FittedMethod))]
 
 State = dict[str, torch.Tensor]
+
+# Methods that look at data look at little here.
+QUICK = {"steps": 3, "examples": 8, "batch_size": 4, "iterations": 5}
+
+
+def quick(key: str, **values: Any) -> ModelFusionAlgorithm:
+    """The algorithm with its defaults, less the long work of those that look at data."""
+    cls = method_class(key)
+    names = {f.name for f in dataclasses.fields(cls)}
+    few = {name: value for name, value in QUICK.items() if name in names and issubclass(cls, FittedMethod)}
+    return build(cls, {**few, **values}, "method")
+
+
+def fuse(algorithm: ModelFusionAlgorithm, models: Any, base: Any = None, **how: Any) -> Any:
+    """Fuses; a method that looks at data is given some, and a module that bears the tensors' names."""
+    from tests.contract.toy import Toy, ToyData
+
+    if isinstance(algorithm, FittedMethod):
+        named = models if isinstance(models, dict) else {f"model_{i}": None for i in range(len(models))}
+        how["data"] = {name: ToyData(name) for name in named}
+        sample = base if base is not None else next(iter(models.values()))
+        if "module" not in how and not isinstance(sample, torch.nn.Module):
+            how["module"] = Toy({name: sample[name] for name in sample})
+    return fuse_with(algorithm, models, base, **how)
 
 
 def state(seed: int, dtype: torch.dtype = torch.float32) -> State:
@@ -65,11 +90,11 @@ def method(key: str, case: str | None = None, count: int = 1) -> ModelFusionAlgo
     """The algorithm with the hyperparameters under which the identity law `case` holds; None where it never does."""
     cls = method_class(key)
     if case is None:
-        return cls()
+        return quick(key)
     values = cls.identity[case]
     if values is None:
         return None
-    return build(cls, filled(values, count), "method")
+    return quick(key, **filled(values, count))
 
 
 def filled(value: Any, count: int) -> Any:
@@ -122,7 +147,7 @@ def test_bounds(key: str, field: Any) -> None:
         if value is None:
             continue
         if inside:
-            fused = fuse(build(cls, {field.name: value}, "method"), models, base)
+            fused = fuse(quick(key, **{field.name: value}), models, base)
             for out in outputs(key, fused).values():
                 assert all(torch.isfinite(t).all() for t in out.values() if t.is_floating_point())
         beyond = value - 1 if bound == "low" else value + 1 if bound == "high" else value
@@ -145,7 +170,7 @@ def test_reading_every_class_imports_no_torch() -> None:
 @pytest.mark.parametrize("key", METHODS)
 def test_names_shapes_dtypes_and_integers_are_kept(key: str, dtype: torch.dtype) -> None:
     models, base = pool_for(key, dtype)
-    for out in outputs(key, fuse(method_class(key)(), models, base)).values():
+    for out in outputs(key, fuse(quick(key), models, base)).values():
         assert {n: (t.shape, t.dtype) for n, t in out.items()} == {n: (t.shape, t.dtype) for n, t in base.items()}
         assert torch.equal(out["steps"], base["steps"])
         assert torch.equal(out["positions"], base["positions"])
@@ -155,7 +180,7 @@ def test_names_shapes_dtypes_and_integers_are_kept(key: str, dtype: torch.dtype)
 def test_inputs_are_left_alone(key: str) -> None:
     models, base = pool_for(key)
     before = [{n: t.clone() for n, t in tensors.items()} for tensors in (base, *models.values())]
-    fuse(method_class(key)(), models, base)
+    fuse(quick(key), models, base)
     for tensors, copy in zip((base, *models.values()), before, strict=True):
         assert all(torch.equal(tensors[name], copy[name]) for name in copy)
 
@@ -185,8 +210,8 @@ def test_equal_models_fuse_to_that_model(key: str) -> None:
 @pytest.mark.parametrize("key", [key for key in METHODS if method_class(key).symmetric])
 def test_order_does_not_matter(key: str) -> None:
     models, base = pool_for(key)
-    fused = outputs(key, fuse(method_class(key)(), models, base))
-    turned = outputs(key, fuse(method_class(key)(), dict(reversed(models.items())), base))
+    fused = outputs(key, fuse(quick(key), models, base))
+    turned = outputs(key, fuse(quick(key), dict(reversed(models.items())), base))
     for task, out in fused.items():
         for name in out:
             torch.testing.assert_close(out[name], turned[task][name], rtol=1e-6, atol=1e-6)
@@ -195,7 +220,7 @@ def test_order_does_not_matter(key: str) -> None:
 @pytest.mark.parametrize("key", [k for k in METHODS if "scaling_factor" in defaults(method_class(k))])
 def test_factor_zero_is_the_base_bit_for_bit(key: str) -> None:
     models, base = pool_for(key)
-    fused = fuse(method_class(key)(scaling_factor=0.0), models, base)  # type: ignore[call-arg]
+    fused = fuse(quick(key, scaling_factor=0.0), models, base)
     for out in outputs(key, fused).values():
         assert all(torch.equal(out[name], base[name]) for name in base)
 
@@ -203,7 +228,7 @@ def test_factor_zero_is_the_base_bit_for_bit(key: str) -> None:
 @pytest.mark.parametrize("key", [k for k in METHODS if method_class(k).needs_base])
 def test_models_equal_to_the_base_give_the_base(key: str) -> None:
     models, base = pool_for(key)
-    for out in outputs(key, fuse(method_class(key)(), dict.fromkeys(models, base), base)).values():
+    for out in outputs(key, fuse(quick(key), dict.fromkeys(models, base), base)).values():
         for name in base:
             torch.testing.assert_close(out[name], base[name], rtol=1e-6, atol=1e-6)
 
@@ -212,14 +237,14 @@ def test_models_equal_to_the_base_give_the_base(key: str) -> None:
 def test_missing_base_is_refused(key: str) -> None:
     models, _ = pool_for(key)
     with pytest.raises(ConfigError, match="base"):
-        fuse(method_class(key)(), models)
+        fuse(quick(key), models)
 
 
 @pytest.mark.parametrize("key", METHODS)
 def test_streamed_equals_in_memory_bit_for_bit(key: str, tmp_path: Path) -> None:
     """Files or memory, shards, threads, the sizes of reads: no byte may depend on them."""
     models, base = pool_for(key)
-    algorithm = method_class(key)()
+    algorithm = quick(key)
     references = outputs(key, fuse(algorithm, models, base))
     folders = {}
     for number, (name, tensors) in enumerate([("base", base), *models.items()]):
@@ -245,7 +270,7 @@ def test_not_a_number_is_refused(key: str) -> None:
     models, base = pool_for(key)
     models["c"]["w3"][2, 1] = float("nan")
     with pytest.raises(NonFiniteError, match=r"'c'.*'w3'"):
-        fuse(method_class(key)(), models, base)
+        fuse(quick(key), models, base)
 
 
 @pytest.mark.parametrize("key", METHODS)
@@ -255,8 +280,9 @@ def test_modules_in_module_out(key: str) -> None:
         return torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.BatchNorm1d(3))
 
     base, models = make(0), [make(1), make(2)][: most(key)]
-    modules = outputs(key, fuse(method_class(key)(), models, base))
-    expected = outputs(key, fuse(method_class(key)(), [m.state_dict() for m in models], base.state_dict()))
+    modules = outputs(key, fuse(quick(key), models, base))
+    states = [m.state_dict() for m in models]
+    expected = outputs(key, fuse(quick(key), states, base.state_dict(), module=base))
     for task, out in modules.items():
         assert isinstance(out, torch.nn.Sequential)
         assert out is not base
@@ -266,4 +292,4 @@ def test_modules_in_module_out(key: str) -> None:
 
 def test_kinds() -> None:
     for key in METHODS:
-        assert issubclass(method_class(key), (TensorMethod, CheckpointMethod))
+        assert issubclass(method_class(key), (TensorMethod, CheckpointMethod, FittedMethod))

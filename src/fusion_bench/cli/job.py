@@ -39,6 +39,11 @@ class Job:
     adapter_others: Literal["refuse", "drop", "save"] = hyper(
         "refuse", "changes that no factors hold (norms, biases, heads): refused, left out, or saved whole"
     )
+    protocol: Literal["disjoint", "paper"] = hyper(
+        "disjoint", "what methods may adapt on: disjoint keeps away from the reported split, paper uses it and says so"
+    )
+    seen: tuple[str, ...] | None = hyper(None, "the models that are fused, with their tasks; null: all of the pool")
+    unseen: tuple[str, ...] | None = hyper(None, "tasks that no fused model was trained for; null: none")
     seed: int = hyper(42, "of every draw that a method makes", low=0)
     device: str = hyper("auto", "auto, cpu, cuda, cuda:0 …")
     dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = hyper(

@@ -37,6 +37,20 @@ class Outcome:
             return cls(fused.checkpoints)
         raise ConfigError(f"method={plan.method.key()} returns several models, which this command cannot save yet.")
 
+    @classmethod
+    def there(cls, plan: Plan) -> Outcome | None:
+        """The saved model where a method that looks at data wrote it before: then it need not look again."""
+        from fusion_bench.checkpoint.open import open_checkpoint
+        from fusion_bench.checkpoint.output import check_writable
+        from fusion_bench.modelpool.members import with_ties
+
+        out = place(plan.job.save_model)
+        if out is None or not plan.data_facts or plan.job.overwrite:
+            return None
+        if check_writable(out, plan.job.overwrite, plan.origin()) != "complete":
+            return None
+        return cls({"": with_ties(open_checkpoint(out))}, True)
+
     @property
     def any(self) -> Checkpoint:
         """One of the models: all have the same tensors."""
@@ -59,6 +73,9 @@ class Outcome:
         out = place(plan.job.save_model)
         assert out is not None
         origin = plan.origin()
+        if self.found:
+            print(f"{out}: complete, written by this command before; nothing to do", file=sys.stderr)
+            return self
         if set(self.models) == {""}:
             model, found = _save(plan, self.models[""], out, origin, progress)
             return Outcome({"": model}, found)

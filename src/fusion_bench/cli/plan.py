@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fusion_bench.cli.adapters import adapter_lines, adapter_values
+from fusion_bench.cli.data_use import data_line, data_values, facts_of
 from fusion_bench.cli.job import Job, canonical, place, shard_bytes, size_bytes
 from fusion_bench.cli.preflight import forecast
 from fusion_bench.errors import ConfigError
@@ -64,6 +66,11 @@ class Plan:
             if name != "name" and (name == "scaling_factor" or getattr(self.method, name) != default[name])
         ]
         return " ".join([self.method.key(), *changed])
+
+    @cached_property
+    def data_facts(self) -> dict[str, dict[str, Any]]:
+        """What the method looks at, by task; nothing for methods that look at no data."""
+        return facts_of(self)
 
     def tokenizers(self) -> list[str | Path]:
         """Where the tokenizer is looked for, best first: the pool's own choice, else the model's folder, the base's."""
@@ -165,6 +172,7 @@ class Plan:
                 "config": digest(canonical(dict(reference.config)).encode()).hex(),
                 "files": files,
                 **adapter_values(self.job),
+                **data_values(self),
             }
         )
         return found
@@ -194,6 +202,8 @@ class Plan:
             entries = sum(alignment.infos[name].numel for name in alignment.names)
             lines.append(f"tensors    {len(alignment.names)} of {entries:,} entries, all models align")
         lines.append(f"taskpool   {', '.join(self.taskpool.tasks) or 'dummy (counts parameters)'}")
+        if self.data_facts:
+            lines.append(data_line(self).replace("data: ", "data       "))
         lines += forecast(self)
         lines += adapter_lines(self)
         report = place(self.job.save_report)

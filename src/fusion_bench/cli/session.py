@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from fusion_bench.api import check_fit
 from fusion_bench.build import build
 from fusion_bench.cli.adapters import asked, check_adapter, fuse_to_adapter
+from fusion_bench.cli.data_use import data_line, fitted
+from fusion_bench.cli.generalization import split_averages, split_up
 from fusion_bench.cli.job import Job, apart, canonical, command_line, outside, place, shard_bytes
 from fusion_bench.cli.outcome import Outcome
 from fusion_bench.cli.plan import Plan
@@ -39,6 +41,7 @@ class Session:
     def plan(self, job: Job, overrides: Sequence[str], sweep: bool) -> Plan:
         """Everything a job needs, built and checked; reads headers and file names, no tensor."""
         method = build_method(job.method)
+        job = split_up(job)
         pool_key, task_key = canonical(job.modelpool), canonical(job.taskpool)
         if pool_key not in self._pools:
             self._pools[pool_key] = open_modelpool(job.modelpool)
@@ -53,6 +56,7 @@ class Session:
         plan = Plan(job, tuple(overrides), method, pool, taskpool, pool_key, task_key)
         if method.reads_models or plan.references:
             _ = pool.alignment
+            _ = plan.data_facts
             if not asked(job):  # factors are merged in a space of their own, which check_adapter tests
                 plan.merge_inputs()
         taskpool.check_model(pool.reference.config)
@@ -109,9 +113,16 @@ class Session:
     def _run(self, plan: Plan) -> dict[str, Any]:
         started = time.perf_counter()
         job, progress = plan.job, Progress(plan.job.progress)
-        fused = fuse_to_adapter(plan, progress) if asked(job) else plan.fuse(progress)
-        outcome = merged = Outcome.of(fused, plan)
         seconds: dict[str, float] = {}
+        there = Outcome.there(plan)
+        working, found = (plan, None) if there else fitted(plan, progress)
+        if found is not None:
+            seconds["fit"] = round(time.perf_counter() - started, 3)
+        if there:
+            merged = there
+        else:
+            merged = Outcome.of(fuse_to_adapter(working, progress) if asked(job) else working.fuse(progress), plan)
+        outcome = merged
         # Counting parameters reads no tensor, so a merge that is neither saved nor evaluated is not carried out.
         computed = place(job.save_model) is not None or asked(job) or bool(plan.taskpool.tasks)
         if place(job.save_model) is not None:
@@ -127,7 +138,10 @@ class Session:
         if references is not None:
             run["references"] = references
         info = results.pop("model_info", None) or model_info(outcome.any)
-        run["remarks"] = _remarks(merged, outcome) if computed else []
+        run["remarks"] = [*(found.remarks if found else ()), *(_remarks(merged, outcome) if computed else [])]
+        if plan.data_facts:
+            run["fit"] = {"data": plan.data_facts, "declared": data_line(plan), **(found.record if found else {})}
+        results.update(split_averages(job, results))
         return schema.report(info, results, run)
 
     def _reference_rows(self, plan: Plan, progress: Progress) -> dict[str, Any]:
@@ -185,6 +199,8 @@ class Session:
         if any(schema.tasks(report) for report in reports):
             print_table(rows)
             for plan, report in zip(plans, reports, strict=True):
+                if plan.data_facts:
+                    print(f"{plan.label}: {data_line(plan)}")
                 for remark in report["run"]["remarks"]:
                     print(f"{plan.label}: {remark}")
         else:

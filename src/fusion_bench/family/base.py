@@ -50,6 +50,10 @@ class ModelFamily(ABC):
         """Which tensors are linear layers and which block each belongs to. Reads names, shapes and the mapping."""
         return structure_of(config, infos)
 
+    def token_stream(self, layer: str) -> str:
+        """The stream of padded tokens that the layer at a module path works on; "" where nothing is padded."""
+        return ""
+
     @abstractmethod
     def aliases(self, config: Mapping[str, Any]) -> Ties:
         """Names that the architecture described by `config` ties.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
@@ -61,6 +62,11 @@ class Seq2SeqLM(ModelFamily):
 
         fill(module, checkpoint, self.aliases(checkpoint.config), threads, advance)
 
+    def token_stream(self, layer: str) -> str:
+        # Keys and values of cross-attention are made of what the encoder says.
+        crossed = re.search(r"\.(EncDecAttention\.[kv]|encoder_attn\.[kv]_proj)$", layer)
+        return "encoder" if crossed or re.match(r"(model\.|led\.)?encoder\.", layer) else "decoder"
+
     def encode(self, module: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """The encoder's last hidden states, rows x tokens x width."""
         states: torch.Tensor = module.get_encoder()(input_ids=input_ids, attention_mask=attention_mask)[0]
@@ -86,6 +92,13 @@ class Seq2SeqLM(ModelFamily):
 
         with torch.inference_mode():
             return self.decode(module, self.encode(module, input_ids, attention_mask), attention_mask, max_length)
+
+    def special_tokens(self, config: Mapping[str, Any]) -> tuple[int, int, int]:
+        """Start, end and padding of answers as a config gives them. Raises CheckpointError where one is missing."""
+        self.check_generation(config)
+        given = {"pad_token_id": 0, "eos_token_id": 1, **config}
+        end = given["eos_token_id"]
+        return int(given["decoder_start_token_id"]), int(end if isinstance(end, int) else end[0]), given["pad_token_id"]
 
     def check_generation(self, config: Mapping[str, Any]) -> None:
         """Raises CheckpointError where the config names no start, end or padding token. Reads only the mapping."""

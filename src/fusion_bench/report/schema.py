@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 SCHEMA = 1
-RESERVED = ("model_info", "average", "average_of", "run")
+RESERVED = ("model_info", "average", "average_of", "seen_average", "unseen_average", "run")
 
 _PACKAGES = ("fusion-bench", "torch", "transformers", "peft", "datasets", "safetensors", "hydra-core", "numpy")
 

@@ -36,11 +36,13 @@ def print_table(rows: Sequence[Row], title: str = "", stream: IO[str] | None = N
     base = _base(rows)
     table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
     table.add_column("", no_wrap=True)
-    for column in [*columns, "average"]:
+    parts = [key for key in ("seen_average", "unseen_average") if any(key in row.results for row in rows)]
+    for column in [*columns, "average", *(key.removesuffix("_average") for key in parts)]:
         table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
         cells = [_cell(row, column, base) for column in columns]
-        table.add_row(row.label, *cells, _average(row, columns), end_section=row is rows[-1])
+        means = [f"{100 * row.results[key]:.1f}" if key in row.results else "" for key in parts]
+        table.add_row(row.label, *cells, _average(row, columns), *means, end_section=row is rows[-1])
     if any("majority" in row.results.get(column, {}) for row in rows for column in columns):
         shares = [_fact(rows, column, "majority", "{:.1f}", 100) for column in columns]
         table.add_row("majority class", *shares, "", style="dim")

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from fusion_bench.build import hyper
 from fusion_bench.errors import CheckpointError, ConfigError, DataError, UserError, unknown
+from fusion_bench.fitting import Protocol, TaskData, Use
 from fusion_bench.progress import Progress
 from fusion_bench.taskpool import examples as data
+from fusion_bench.taskpool import fitting, templates
 from fusion_bench.taskpool import metrics as scores
-from fusion_bench.taskpool import templates
 from fusion_bench.taskpool import tokenizer as tokenizer_files
 from fusion_bench.taskpool.answer_cache import AnswerCache, NoCache, prompt_digest
 from fusion_bench.taskpool.base import TaskPool
 from fusion_bench.taskpool.examples import Examples, Source
+from fusion_bench.taskpool.fitting import FittingSource
 from fusion_bench.taskpool.metrics import Unparseable
 from fusion_bench.taskpool.session import LoadedTokenizer, Session, essential, weights_digest, write_lines
 from fusion_bench.taskpool.templates import Spelling, Task
@@ -32,7 +34,7 @@ _GENERATION = 1
 
 
 @dataclass(frozen=True)
-class GlueTextGeneration(TaskPool):
+class GlueTextGeneration(TaskPool, FittingSource):
     """The eight GLUE tasks answered in words by greedy decoding: exact match, for stsb Spearman's rho.
 
     The prompts are those of the FusionBench paper (arXiv:2406.03280), Appendix D. Data, token ids and the module are
@@ -46,6 +48,12 @@ class GlueTextGeneration(TaskPool):
     )
     split: str | None = hyper(
         None, "split that is scored; null: validation (MNLI: validation_matched), of mini_t5: test"
+    )
+    fit_split: str | None = hyper(
+        None, "split that data-driven methods look at; null: train, and to adapt or choose validation where it is there"
+    )
+    fit_start: Literal["model", "end"] = hyper(
+        "model", "what answers begin with while adapting: the model's start token, or the end token (the original code)"
     )
     limit: int | None = hyper(None, "examples per task, the first of a fixed shuffle; null: all", low=1)
     tasks: tuple[Task, ...] = hyper(templates.TASKS, "the tasks, in report order")
@@ -65,6 +73,7 @@ class GlueTextGeneration(TaskPool):
     cache: bool = hyper(True, "keep answers on disk, so that an interrupted evaluation continues")
     _session: Session = field(default_factory=Session, init=False, repr=False, compare=False)
     _examples: dict[str, Examples] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _fitted_on: dict[tuple[str, str], Examples] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         faults = [
@@ -153,6 +162,84 @@ class GlueTextGeneration(TaskPool):
                 "max_input_length": self.max_input_length,
             },
         }
+
+    def fitting_facts(self, use: Use, names: Sequence[str], protocol: Protocol) -> dict[str, dict[str, Any]]:
+        chosen = fitting.split_of(
+            use, protocol, self._reported, self.fit_split, ("train", "validation") if self._generated else ("train",)
+        )
+        facts: dict[str, dict[str, Any]] = {}
+        faults: list[str] = []
+        for name in names:
+            try:
+                found = self._fitting_examples(name, chosen)
+            except UserError as fault:
+                faults.append(str(fault))
+                continue
+            facts[name] = {**found.origin.as_dict(), "examples": len(found), "reported": chosen == self._reported}
+        if faults:
+            raise DataError("\n".join(dict.fromkeys(faults)))
+        return facts
+
+    def fitting_data(
+        self,
+        use: Use,
+        names: Sequence[str],
+        protocol: Protocol,
+        *,
+        reference: Checkpoint,
+        settings: Settings,
+        tokenizers: Sequence[Path | str] = (),
+        progress: Progress | None = None,
+    ) -> Mapping[str, TaskData]:
+        from fusion_bench.family.seq2seq_lm import Seq2SeqLM
+        from fusion_bench.taskpool.placement import device_of
+        from fusion_bench.taskpool.text_fitting import TextData, Tokens
+
+        facts = self.fitting_facts(use, names, protocol)
+        source = tokenizer_files.find(self.tokenizer, tokenizers)
+        tokenizer = self._session.tokenizer(source, self.max_input_length)
+        start, end, pad = Seq2SeqLM().special_tokens(reference.config)
+        tokens = Tokens(start if self.fit_start == "model" else end, end, pad)
+        device = device_of(settings)
+        return {
+            name: TextData(
+                self._fitting_examples(name, facts[name]["split"]),
+                tokenizer,
+                tokens,
+                device,
+                facts[name],
+                use != "adapt",
+            )
+            for name in names
+        }
+
+    def held_out(self, protocol: Protocol) -> TaskPool:
+        chosen = fitting.split_of(
+            "select",
+            protocol,
+            self._reported,
+            self.fit_split,
+            ("train", "validation") if self._generated else ("train",),
+        )
+        return replace(self, split=chosen, references=False)
+
+    @property
+    def _generated(self) -> bool:
+        return self.data == "mini_t5"
+
+    @property
+    def _reported(self) -> str:
+        return self.split or ("test" if self._generated else "validation")
+
+    def _fitting_examples(self, task: str, split: str) -> Examples:
+        if task not in self.tasks:
+            raise DataError(unknown("task", task, self.tasks, where="taskpool"))
+        if (task, split) not in self._fitted_on:
+            # A limit beyond all sizes asks for the whole, shuffled.
+            self._fitted_on[task, split] = data.read(
+                task, self.data, data_dir=self.data_dir, split=split, limit=1 << 60, spelling=self.prompt_spelling
+            )
+        return self._fitted_on[task, split]
 
     def _chosen(self, only: Sequence[str] | None) -> tuple[str, ...]:
         strange = [task for task in only or () if task not in self.tasks]

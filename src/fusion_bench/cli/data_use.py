@@ -1,0 +1,114 @@
+"""Data that a method looks at: checked before work, declared, opened."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from fusion_bench.errors import ConfigError
+from fusion_bench.fitting import Fitted
+from fusion_bench.method.fitted import FittedMethod
+from fusion_bench.report import schema
+from fusion_bench.taskpool.fitting import FittingSource
+
+if TYPE_CHECKING:
+    from fusion_bench.checkpoint.base import Checkpoint
+    from fusion_bench.cli.plan import Plan
+    from fusion_bench.progress import Progress
+
+_SERVES = {"train": "statistics of", "adapt": "adapts on", "select": "chooses by"}
+
+
+def facts_of(plan: Plan) -> dict[str, dict[str, Any]]:
+    """What the method would look at, by task; nothing for a method that looks at no data. ConfigError, DataError."""
+    method, pool = plan.method, plan.pool
+    if not isinstance(method, FittedMethod):
+        if plan.job.protocol != "disjoint":
+            raise ConfigError(
+                f"protocol={plan.job.protocol}: says on what a method adapts, and method={method.key()} looks at no "
+                "data. Leave it out."
+            )
+        return {}
+    if not isinstance(plan.taskpool, FittingSource):
+        raise ConfigError(
+            f"method={method.key()} looks at data, and taskpool={plan.taskpool.name} has none. Choose one that has "
+            "data for the models, such as taskpool=mini-t5_glue_text_generation for the embedded pool."
+        )
+    strangers = [name for name in pool.models if name not in plan.taskpool.tasks]
+    if strangers:
+        raise ConfigError(
+            f"method={method.key()} needs data for each model, and the taskpool has no task for "
+            f"{', '.join(strangers)} (its tasks: {', '.join(plan.taskpool.tasks)}). Choose models with "
+            "modelpool.select, or name models as their tasks are named."
+        )
+    return plan.taskpool.fitting_facts(method.use, list(pool.models), plan.job.protocol)
+
+
+def data_values(plan: Plan) -> dict[str, Any]:
+    """What decides a fit beside method and inputs; empty for methods that look at no data."""
+    from fusion_bench.checkpoint.digests import digest
+    from fusion_bench.cli.job import canonical
+
+    if not plan.data_facts:
+        return {}
+    about = {"facts": plan.data_facts, "taskpool": _without_reported(plan.job.taskpool), "device": plan.device()}
+    return {"data": digest(canonical(about).encode()).hex(), "protocol": plan.job.protocol}
+
+
+def _without_reported(taskpool: Mapping[str, Any]) -> dict[str, Any]:
+    """A task pool's settings, less those that change the report and not what is looked at."""
+    return {key: value for key, value in taskpool.items() if key not in ("references", "cache", "limit", "select")}
+
+
+def data_line(plan: Plan) -> str:
+    """One line that declares what was looked at; empty for methods that look at no data."""
+    method = plan.method
+    if not isinstance(method, FittedMethod):
+        return ""
+    facts = plan.data_facts
+    splits = ", ".join(dict.fromkeys(str(fact.get("split")) for fact in facts.values()))
+    counts = sorted({int(fact.get("examples", 0)) for fact in facts.values()})
+    there = f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"
+    limit = getattr(method, "examples", None)
+    seen = f"{limit:,} of {there}" if limit is not None and limit < counts[-1] else there
+    labels = "with labels" if method.reads_labels else "labels unused"
+    where = "NOT the reported split"
+    if any(fact.get("reported") for fact in facts.values()):
+        where = "THE REPORTED SPLIT"
+    return (
+        f"data: {_SERVES[method.use]} the {splits} split of {', '.join(facts)}: {seen} examples each, {labels}; {where}"
+    )
+
+
+def fitted(plan: Plan, progress: Progress) -> tuple[Plan, Fitted | None]:
+    """The plan with an ordinary method in the place of one that looks at data, once that has looked."""
+    method, taskpool = plan.method, plan.taskpool
+    if not isinstance(method, FittedMethod):
+        return plan, None
+    from fusion_bench.fit import fit, pool_fitting
+
+    assert isinstance(taskpool, FittingSource)
+    job = plan.job
+    data = taskpool.fitting_data(
+        method.use, list(plan.pool.models), job.protocol, reference=plan.pool.reference, settings=job.settings,
+        tokenizers=plan.tokenizers(), progress=progress,
+    )  # fmt: skip
+
+    def held_out(checkpoint: Checkpoint) -> dict[str, float]:
+        judge = taskpool.held_out(job.protocol)
+        found = judge.evaluate(
+            checkpoint, settings=job.settings, tokenizers=plan.tokenizers(), only=list(plan.pool.models),
+            progress=progress,
+        )  # fmt: skip
+        scores = {task: schema.primary(found[task]) for task in plan.pool.models}
+        return {task: score for task, score in scores.items() if score is not None}
+
+    fitting = pool_fitting(
+        plan.pool, data, job.settings, protocol=job.protocol, held_out=held_out, progress=progress,
+        cache=os.environ.get("FUSION_BENCH_CACHE", "") != "off",
+    )  # fmt: skip
+    inputs = replace(plan.merge_inputs(), progress=progress)
+    found = fit(method, inputs, fitting)
+    return replace(plan, method=found.method), found
