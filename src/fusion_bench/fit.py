@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from fusion_bench.errors import DataError
 from fusion_bench.fitting import Fitted, Fitting, Protocol, TaskData
+from fusion_bench.parallel import torch_threads
 from fusion_bench.progress import Progress
 from fusion_bench.settings import Settings
 
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from fusion_bench.modelpool.base import ModelPool
 
 
+_LARGE = 20 * 10**6
+
+
 def fit(method: FittedMethod, inputs: Inputs, fitting: Fitting) -> Fitted:
     """Fits after it is certain that every model has its data; what is learnt is a method checked like any other."""
     from fusion_bench.method.base import TensorMethod
@@ -29,7 +33,10 @@ def fit(method: FittedMethod, inputs: Inputs, fitting: Fitting) -> Fitted:
     from fusion_bench.method.fitted import require_data
 
     require_data(method, inputs, fitting)
-    fitted = method.fit(inputs, fitting)
+    entries = sum(inputs.alignment.infos[name].numel for name in inputs.alignment.floating)
+    # Threads inside an operation wait for one another after each: a small model is faster without them.
+    with torch_threads(inputs.threads if entries >= _LARGE else 1):
+        fitted = method.fit(inputs, fitting)
     if isinstance(fitted.method, TensorMethod):
         check_budget(fitted.method, inputs)
     return fitted
@@ -49,9 +56,16 @@ def pool_fitting(
     from fusion_bench.family import family_of
 
     family = family_of(pool.reference.config)
+    head = next((getattr(model, "head", None) for model in pool.models.values()), None)
 
     def load(checkpoint: Checkpoint) -> torch.nn.Module:
         import torch
+
+        if head is not None:
+            # Any head makes the body run; the data of a task put its own in the place.
+            from fusion_bench.checkpoint.with_head import WithHead
+
+            checkpoint = WithHead(checkpoint, head)
 
         from fusion_bench.taskpool.placement import device_of
 

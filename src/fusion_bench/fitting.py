@@ -114,12 +114,22 @@ def _order(name: str, seed: int, epoch: int, size: int) -> list[int]:
     return _ORDERS[key]
 
 
+def stored_names(module: torch.nn.Module, checkpoint: Checkpoint) -> dict[str, str]:
+    """Name of each parameter of a live module -> the name that the checkpoint stores it under.
+
+    They differ for tied tensors, and where an architecture calls its parameters otherwise than its files do: the
+    family that made the module says so.
+    """
+    renamed: Mapping[str, str] = getattr(module, "fusion_bench_checkpoint_names", {})
+    return {name: checkpoint.stored(renamed.get(name, name)) for name, _ in module.named_parameters()}
+
+
 @dataclass(frozen=True)
 class Fitting:
     """The means of a fit.
 
     `tasks`: data by the name of the model they belong to; `load`: a checkpoint as a live module in eval mode, without
-    gradients, whose parameters bear the checkpoint's names; `token_stream`: module path of a layer -> the stream of
+    gradients (:func:`stored_names` tells whose parameters they are); `token_stream`: module path of a layer -> the stream of
     tokens it works on, "" where none is padded; `held_out`: checkpoint -> primary score of each task on held-out data,
     from 0 to 1; `identity`: of the models by name, for caches (None keeps nothing on disk); `cache`: the folder for
     what is expensive, None for none.

@@ -30,6 +30,19 @@ def one_torch_thread() -> Iterator[None]:
             torch.set_num_threads(before)
 
 
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Torch operations that the calling thread begins inside may use `count` threads."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def ordered_map(
     visit: Callable[[Item], Result],
     items: Iterable[Item],

@@ -43,7 +43,7 @@ ALLOWED: dict[str, set[str]] = {
     "report": {"errors", "cli", "checkpoint"},
     "adapter": {"errors", "build", "checkpoint", "family", "method", "ops", "parallel", "progress", "settings", "api"},
     "api": {"errors", "checkpoint", "family", "method", "modelpool", "progress", "settings", "fit", "fitting"},
-    "fit": {"errors", "checkpoint", "family", "method", "modelpool", "progress", "settings", "fitting", "taskpool", "api"},
+    "fit": {"errors", "checkpoint", "family", "method", "modelpool", "progress", "settings", "fitting", "taskpool", "api", "parallel"},
 }
 # Modules that may import torch when they are imported: they are reached from inside functions alone.
 TORCH_AT_TOP = {"ops", "method.engine", "method.slots"}

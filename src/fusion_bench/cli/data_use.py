@@ -25,11 +25,6 @@ def facts_of(plan: Plan) -> dict[str, dict[str, Any]]:
     """What the method would look at, by task; nothing for a method that looks at no data. ConfigError, DataError."""
     method, pool = plan.method, plan.pool
     if not isinstance(method, FittedMethod):
-        if plan.job.protocol != "disjoint":
-            raise ConfigError(
-                f"protocol={plan.job.protocol}: says on what a method adapts, and method={method.key()} looks at no "
-                "data. Leave it out."
-            )
         return {}
     if not isinstance(plan.taskpool, FittingSource):
         raise ConfigError(

@@ -155,7 +155,8 @@ class Session:
             found = plan.taskpool.evaluate(
                 checkpoint, settings=plan.job.settings, tokenizers=plan.tokenizers(), only=only, progress=progress
             )
-            return {name: value for name, value in found.items() if name not in ("model_info", "run")}
+            kept = {name: value for name, value in found.items() if name not in ("model_info", "run")}
+            return kept | split_averages(plan.job, kept)
 
         if plan.pool.base is not None:
             rows["base"] = measure(plan.pool.base, None)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from fusion_bench.fitting import stored_names
 from fusion_bench.method.base import Granularity, Inputs, Slot
 from fusion_bench.method.budget import FIXED
 from fusion_bench.method.coefficients import CoefficientMerge, combined, treated
@@ -201,8 +202,9 @@ def learner_of(
     module = load(merged)
     floating = set(inputs.alignment.floating)
     places: dict[str, torch.nn.Parameter] = {}
+    names_of = stored_names(module, merged)
     for name, parameter in module.named_parameters():
-        stored = merged.stored(name)
+        stored = names_of[name]
         if stored in floating:
             parameter.requires_grad_(True)
             places[stored] = parameter

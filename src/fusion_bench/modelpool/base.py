@@ -104,6 +104,13 @@ class ModelPool:
         base = self.base
         return base if base is not None else next(iter(self.models.values()))
 
+    @property
+    def heads(self) -> Mapping[str, Checkpoint]:
+        """The models' own heads by name, where the pool keeps them apart from what is fused; opened when asked for."""
+        from fusion_bench.checkpoint.with_head import Heads
+
+        return Heads(self.models)
+
     @cached_property
     def alignment(self) -> Alignment:
         """How the members fit together; AlignmentError with every misfit where they do not. Reads headers only."""
