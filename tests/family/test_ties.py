@@ -54,7 +54,7 @@ def test_bart_like() -> None:
         ({"model_type": "gpt2"}, {"lm_head.weight": "transformer.wte.weight"}),
         ({"model_type": "llama", "tie_word_embeddings": True}, {"lm_head.weight": "model.embed_tokens.weight"}),
         ({"model_type": "llama", "tie_word_embeddings": False}, {}),
-        ({"model_type": "clip_vision_model"}, {}),
+        ({"model_type": "bert"}, {}),
         ({}, {}),
     ],
 )

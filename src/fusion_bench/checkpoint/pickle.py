@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import pickle
+import re
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +18,9 @@ from fusion_bench.errors import CheckpointError
 if TYPE_CHECKING:
     import torch
 
+# How torch names what a file wants to have imported.
+_GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
+
 
 class PickleCheckpoint(Checkpoint):
     """``pytorch_model.bin``, a ``.pt`` file, or the shards that an index names; ``{'state_dict': ...}`` is unwrapped.
@@ -23,8 +28,16 @@ class PickleCheckpoint(Checkpoint):
     Names, shapes and aliases stand inside the pickle, so even headers need torch here; values are mapped from disk.
     """
 
-    def __init__(self, path: Path, config: Mapping[str, Any] | None = None, commit: str | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        config: Mapping[str, Any] | None = None,
+        commit: str | None = None,
+        pickled_modules: bool = False,
+    ) -> None:
+        """`pickled_modules`: also of a file that holds a whole module the tensors are read; its code is not run."""
         self._path = path
+        self._pickled_modules = pickled_modules
         self._commit = commit
         self._config = config
         self._lock = threading.Lock()
@@ -42,7 +55,7 @@ class PickleCheckpoint(Checkpoint):
 
     def _load(self) -> dict[str, torch.Tensor]:
         if self._weight_map is None:
-            return dict(load_weights(self._path))
+            return dict(load_weights(self._path, self._pickled_modules))
         shards = {file: load_weights(self._path.parent / file) for file in sorted(set(self._weight_map.values()))}
         missing = [f"{name} ({file})" for name, file in self._weight_map.items() if name not in shards[file]]
         if missing:
@@ -84,8 +97,11 @@ class PickleCheckpoint(Checkpoint):
         self._loaded = None
 
 
-def load_weights(path: Path) -> Mapping[str, torch.Tensor]:
-    """The state dict in a torch file, mapped from disk where its format allows it."""
+def load_weights(path: Path, pickled_modules: bool = False) -> Mapping[str, torch.Tensor]:
+    """The state dict in a torch file, mapped from disk where its format allows it.
+
+    `pickled_modules`: of a file that holds a whole module, its tensors, read as `load_module_weights` does.
+    """
     import torch
 
     try:
@@ -97,13 +113,28 @@ def load_weights(path: Path) -> Mapping[str, torch.Tensor]:
                 raise
             found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        first = str(error).strip().split("\n")[0]
-        raise CheckpointError(
-            f"{path}: cannot be read as plain weights ({type(error).__name__}: {first}). Files that need their own "
-            "code to load are not executed: save the state dict as safetensors with the program that made it."
-        ) from None
+        if pickled_modules and isinstance(error, pickle.UnpicklingError):
+            from fusion_bench.checkpoint.pickled_module import load_module_weights
+
+            return load_module_weights(path)
+        raise CheckpointError(_refusal(path, error)) from None
     if isinstance(found, Mapping) and isinstance(found.get("state_dict"), Mapping):
         found = found["state_dict"]
     if not isinstance(found, Mapping):
         raise CheckpointError(f"{path}: holds a {type(found).__name__}, not a state dict. Save model.state_dict().")
     return found
+
+
+def _refusal(path: Path, error: Exception) -> str:
+    first = str(error).strip().split("\n")[0]
+    named = _GLOBAL.search(str(error))
+    if named is None:
+        return (
+            f"{path}: cannot be read as plain weights ({type(error).__name__}: {first}). Files that need their own "
+            "code to load are not executed: save the state dict as safetensors with the program that made it."
+        )
+    return (
+        f"{path}: cannot be read as plain weights: it names {named[1]}, code of the program that made it, which is not "
+        "executed. Save the state dict as safetensors with that program. If the file is a whole pickled module, a "
+        "pool of type task_vectors reads its tensors, without running the code, with modelpool.pickled_modules=true."
+    )

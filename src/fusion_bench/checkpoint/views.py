@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
 
 
-class _View(Checkpoint):
+class View(Checkpoint):
     """What every view hands through. `sources` says which name of `inner` each stored name shows; see `_names`."""
 
     def __init__(self, inner: Checkpoint, sources: Mapping[str, str] | None, aliases: Mapping[str, str] | None) -> None:
@@ -79,7 +79,7 @@ class _View(Checkpoint):
         self.inner.close()
 
 
-class Renamed(_View):
+class Renamed(View):
     """`inner` with the names in `mapping` (old -> new) changed; the others stay.
 
     Its base is not renamed along, so deltas are given only as the tensors themselves.
@@ -105,7 +105,7 @@ class Renamed(_View):
         return Dense()
 
 
-class Selected(_View):
+class Selected(View):
     """The tensors of `inner` called `names`; where only an alias is named, the tensor is stored under the alias."""
 
     def __init__(self, inner: Checkpoint, names: Collection[str]) -> None:
@@ -121,7 +121,7 @@ class Selected(_View):
         super().__init__(inner, sources, aliases)
 
 
-class WithAliases(_View):
+class WithAliases(View):
     """`inner` with names declared tied: `mapping` takes each alias to the name whose tensor it shares.
 
     An alias that `inner` stores separately is dropped from iteration and reads its target: old T5 files store the same
@@ -155,7 +155,7 @@ class WithAliases(_View):
         super().__init__(inner, sources, {alias: _end(target, aliases) for alias, target in aliases.items()})
 
 
-class Cast(_View):
+class Cast(View):
     """`inner` with its floating tensors in `dtype` (``bfloat16``, ``BF16``, …); the others keep theirs."""
 
     def __init__(self, inner: Checkpoint, dtype: str) -> None:
@@ -175,7 +175,7 @@ class Cast(_View):
         Checkpoint.read_run(self, run, out)
 
 
-class Finite(_View):
+class Finite(View):
     """`inner`, refusing to hand out NaN or infinity: NonFiniteError names the tensor."""
 
     def __init__(self, inner: Checkpoint, what: str) -> None:
@@ -205,7 +205,7 @@ class Finite(_View):
             raise NonFiniteError(f"{self._what}: tensor {name!r} holds {bad} NaN or infinite entries. Repair the file.")
 
 
-class WithConfig(_View):
+class WithConfig(View):
     """`inner` with another config.json."""
 
     def __init__(self, inner: Checkpoint, config: Mapping[str, Any]) -> None:

@@ -95,7 +95,7 @@ def fitted(plan: Plan, progress: Progress) -> tuple[Plan, Fitted | None]:
         judge = taskpool.held_out(job.protocol)
         found = judge.evaluate(
             checkpoint, settings=job.settings, tokenizers=plan.tokenizers(), only=list(plan.pool.models),
-            progress=progress,
+            progress=progress, heads=plan.heads,
         )  # fmt: skip
         scores = {task: schema.primary(found[task]) for task in plan.pool.models}
         return {task: score for task, score in scores.items() if score is not None}

@@ -93,6 +93,7 @@ class Outcome:
             "settings": plan.job.settings,
             "tokenizers": plan.tokenizers(),
             "predictions": place(plan.job.save_predictions),
+            "heads": plan.heads,
             "progress": progress,
         }
         if set(self.models) == {""}:

@@ -15,7 +15,7 @@ from fusion_bench.cli.preflight import forecast
 from fusion_bench.errors import ConfigError
 
 if TYPE_CHECKING:
-    from fusion_bench.checkpoint.base import TensorInfo
+    from fusion_bench.checkpoint.base import Checkpoint, TensorInfo
     from fusion_bench.method.base import Fused, Inputs, ModelFusionAlgorithm
     from fusion_bench.modelpool.base import ModelPool
     from fusion_bench.progress import Progress
@@ -82,6 +82,11 @@ class Plan:
         if self.method.reads_models:
             members += list(self.pool.models.values())
         return [member.folder for member in members if member.folder is not None]
+
+    @property
+    def heads(self) -> Mapping[str, Checkpoint] | None:
+        """The models' own heads where the pool keeps them apart from what is fused."""
+        return self.pool.heads if self.job.modelpool.get("own_heads") else None
 
     def device(self) -> str:
         """Where evaluation runs: ``auto`` resolved."""

@@ -118,11 +118,9 @@ class Session:
         working, found = (plan, None) if there else fitted(plan, progress)
         if found is not None:
             seconds["fit"] = round(time.perf_counter() - started, 3)
-        if there:
-            merged = there
-        else:
-            merged = Outcome.of(fuse_to_adapter(working, progress) if asked(job) else working.fuse(progress), plan)
-        outcome = merged
+        if there is None:
+            fused = fuse_to_adapter(working, progress) if asked(job) else working.fuse(progress)
+        outcome = merged = there if there is not None else Outcome.of(fused, plan)
         # Counting parameters reads no tensor, so a merge that is neither saved nor evaluated is not carried out.
         computed = place(job.save_model) is not None or asked(job) or bool(plan.taskpool.tasks)
         if place(job.save_model) is not None:
@@ -153,8 +151,9 @@ class Session:
 
         def measure(checkpoint: Checkpoint, only: Sequence[str] | None) -> dict[str, Any]:
             found = plan.taskpool.evaluate(
-                checkpoint, settings=plan.job.settings, tokenizers=plan.tokenizers(), only=only, progress=progress
-            )
+                checkpoint, settings=plan.job.settings, tokenizers=plan.tokenizers(), only=only, progress=progress,
+                heads=plan.heads,
+            )  # fmt: skip
             kept = {name: value for name, value in found.items() if name not in ("model_info", "run")}
             return kept | split_averages(plan.job, kept)
 

@@ -8,7 +8,7 @@ from typing import Any
 from fusion_bench.family.base import ModelFamily
 from fusion_bench.family.ties import Ties
 
-__all__ = ["ModelFamily", "Ties", "family_of"]
+__all__ = ["ModelFamily", "Ties", "family_of", "runnable_types"]
 
 
 def family_of(config: Mapping[str, Any]) -> ModelFamily:
@@ -16,7 +16,25 @@ def family_of(config: Mapping[str, Any]) -> ModelFamily:
 
     Imports neither torch nor transformers.
     """
+    from fusion_bench.family import clip_vision, image_classifier, open_clip, seq2seq_lm
     from fusion_bench.family.generic import GenericFamily
-    from fusion_bench.family.seq2seq_lm import MODEL_TYPES, Seq2SeqLM
 
-    return Seq2SeqLM() if config.get("model_type") in MODEL_TYPES else GenericFamily()
+    kind = config.get("model_type")
+    if kind in seq2seq_lm.MODEL_TYPES:
+        return seq2seq_lm.Seq2SeqLM()
+    if kind in clip_vision.TOWERS:
+        return clip_vision.ClipVision()
+    if kind == open_clip.MODEL_TYPE:
+        return open_clip.OpenClipVision()
+    if kind in image_classifier.MODEL_TYPES:
+        return image_classifier.ImageClassification()
+    return GenericFamily()
+
+
+def runnable_types() -> frozenset[str]:
+    """The model types whose models can be run, not only fused."""
+    from fusion_bench.family import clip_vision, image_classifier, open_clip, seq2seq_lm
+
+    return frozenset(
+        {*seq2seq_lm.MODEL_TYPES, *clip_vision.TOWERS, open_clip.MODEL_TYPE, *image_classifier.MODEL_TYPES}
+    )

@@ -54,7 +54,7 @@ class GenericFamily(ModelFamily):
 
 
 def _not_run(config: Mapping[str, Any]) -> CheckpointError:
-    from fusion_bench.family.seq2seq_lm import MODEL_TYPES
+    from fusion_bench.family import runnable_types
 
     kind = config.get("model_type")
     what = (
@@ -62,5 +62,5 @@ def _not_run(config: Mapping[str, Any]) -> CheckpointError:
     )
     return CheckpointError(
         f"{what} can be fused, counted and saved but not run for evaluation. "
-        f"Model types that can: {', '.join(sorted(MODEL_TYPES))}. Take taskpool=dummy to count parameters."
+        f"Model types that can: {', '.join(sorted(runnable_types()))}. Take taskpool=dummy to count parameters."
     )

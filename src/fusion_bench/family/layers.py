@@ -12,9 +12,13 @@ from fusion_bench.checkpoint.structure import Structure
 # Tables that are looked up, output layers over a vocabulary, projections into the joint space of two towers.
 _NOT_LINEAR: Final = re.compile(
     r"(^|[._])(embed\w*|\w*embeddings?|shared|wte|wpe|lm_head|embed_out|output_projection|relative_attention_bias"
-    r"|visual_projection|text_projection)([._]|$)"
+    r"|relative_position_bias_table|visual_projection|text_projection)([._]|$)"
+    r"|(^|\.)proj$"
 )
-_EMBEDDING: Final = re.compile(r"(^|[._])(embed\w*|\w*embeddings?|shared|wte|wpe)([._]|$)")
+# Of vision transformers, the convolution and the norm before the blocks, too.
+_BEFORE: Final = re.compile(
+    r"(^|[._])(embed\w*|\w*embeddings?|shared|wte|wpe)([._]|$)|(^|\.)(pre_layrnorm|ln_pre|conv1)\."
+)
 _IN_BY_OUT: Final = re.compile(r"(^|\.)(c_attn|c_proj|c_fc|q_attn)\.weight$")
 _IN_BY_OUT_TYPES: Final = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer"})
 
@@ -26,7 +30,7 @@ def structure_of(config: Mapping[str, Any], infos: Mapping[str, TensorInfo]) -> 
     transposed = frozenset(name for name in linear if turned and _IN_BY_OUT.search(name))
     blocks = _blocks(infos)
     before = frozenset(
-        name for name in infos if name not in blocks and _EMBEDDING.search(name) and "embed_out" not in name
+        name for name in infos if name not in blocks and _BEFORE.search(name) and "embed_out" not in name
     )
     return Structure(linear, transposed, blocks, before)
 

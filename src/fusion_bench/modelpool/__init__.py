@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 def pool_types() -> dict[str, type]:
     """Type -> the frozen dataclass whose fields are its keys."""
-    from fusion_bench.modelpool.sources import EmbeddedPool, FolderPool, ListedPool
+    from fusion_bench.modelpool.sources import EmbeddedPool, FolderPool, ListedPool, TaskVectorsPool
 
-    return {"folder": FolderPool, "models": ListedPool, "embedded": EmbeddedPool}
+    return {"folder": FolderPool, "models": ListedPool, "embedded": EmbeddedPool, "task_vectors": TaskVectorsPool}
 
 
 def open_modelpool(spec: Mapping[str, Any], where: str = "modelpool") -> ModelPool:

@@ -52,10 +52,12 @@ class TaskPool(ABC):
         only: Sequence[str] | None = None,
         predictions: Path | None = None,
         progress: Progress | None = None,
+        heads: Mapping[str, Checkpoint] | None = None,
     ) -> dict[str, Any]:
         """The part of the report that this pool fills, ready for strict JSON, fractions from 0 to 1.
 
-        `only`: some of the tasks; `predictions`: a folder for one file of answers a task. A task that fails is reported
+        `only`: some of the tasks; `predictions`: a folder for one file of answers a task; `heads`: the tasks' own heads by
+        name, for a checkpoint without one. A task that fails is reported
         as ``{"error": message}`` and leaves the others alone.
         """
 

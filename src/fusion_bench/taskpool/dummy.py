@@ -50,6 +50,7 @@ class DummyTaskPool(TaskPool):
         only: Sequence[str] | None = None,
         predictions: Path | None = None,
         progress: Progress | None = None,
+        heads: Mapping[str, Checkpoint] | None = None,
     ) -> dict[str, Any]:
         return {"model_info": model_info(checkpoint)}
 

@@ -132,6 +132,7 @@ class GlueTextGeneration(TaskPool, FittingSource):
         only: Sequence[str] | None = None,
         predictions: Path | None = None,
         progress: Progress | None = None,
+        heads: Mapping[str, Checkpoint] | None = None,
     ) -> dict[str, Any]:
         chosen = self._chosen(only)
         shown = progress or Progress(enabled=False)
