@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import fusion_bench
 from fusion_bench.cli.app import CONFIGS
 from fusion_bench.cli.job import Job
 from fusion_bench.cli.verbs import hyperparameters
@@ -32,6 +33,7 @@ def pages() -> dict[str, str]:
     found |= {f"methods/{key}.md": method_page(key) for key in method_modules()}
     found["reference/configuration.md"] = configuration_page()
     found["reference/mini-suite.md"] = suite_page(RESULTS)
+    found["reference/mini-vision-suite.md"] = vision_suite_page(RESULTS)
     return found
 
 
@@ -190,6 +192,46 @@ def _suite_tables(file: Path) -> str:
         + _table(["", *columns], body)
         + "\nThe averages by seed:\n\n"
         + _table(["", *(f"seed {seed}" for seed in seeds)], spread)
+    )
+
+
+def vision_suite_page(results: Path) -> str:
+    """The miniature vision suite: what its folder says of itself, and the tables of the results that are there."""
+    readme = Path(fusion_bench.__file__).parent / "zoo" / "mini_clip_vision" / "README.md"
+    _, _, told = readme.read_text(encoding="utf-8").partition("\n")
+    text = (
+        "# The miniature vision suite\n\n`modelpool=mini-clip_vision` with `taskpool=mini-clip_vision`: offline, in "
+        f"seconds.\n{told.rstrip()}\n"
+    )
+    for file in sorted(results.glob("*vision*.json")):
+        text += _ladder_tables(json.loads(file.read_text(encoding="utf-8")))
+    return text
+
+
+def _ladder_tables(data: Any) -> str:
+    pools = data.get("pools") if isinstance(data, Mapping) else None
+    if not isinstance(pools, Mapping) or not all("claimed_order" in pool for pool in pools.values()):
+        return ""  # results of another kind
+    first = next(iter(pools.values()))["rows"]
+    tasks = [key for key in next(iter(first.values())) if key not in ("average", "n", "seconds")]
+    body = [
+        [label, *(_mean(pool["rows"][label][key] for pool in pools.values()) for key in [*tasks, "average"])]
+        for label in first
+    ]
+    spread = [[label, *(_mean([pool["rows"][label]["average"]]) for pool in pools.values())] for label in first]
+    gaps = [
+        [pair, *(f"{100 * pool['claimed_order'][pair][0]:+.2f} ± {100 * pool['claimed_order'][pair][1]:.2f}"
+                 for pool in pools.values())]
+        for pair in next(iter(pools.values()))["claimed_order"]
+    ]  # fmt: skip
+    return (
+        f"\n## Results: {data['suite']}, split `{data['split']}`\n\nMean of {len(pools)} pools ({', '.join(pools)}), "
+        f"accuracies in points, n = {first['pretrained']['n']} a task.\n\n"
+        + _table(["", *tasks, "average"], body)
+        + "\nThe averages by pool:\n\n"
+        + _table(["", *pools], spread)
+        + "\nPaired differences of averages, with their standard errors:\n\n"
+        + _table(["", *pools], gaps)
     )
 
 

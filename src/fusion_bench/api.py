@@ -143,7 +143,7 @@ def inputs_of(
     method.check_tensors(inputs.alignment)
     merging = method.preview() if isinstance(method, FittedMethod) else method
     if isinstance(merging, TensorMethod):
-        check_budget(merging, inputs)
+        check_budget(merging, inputs, method.key())
     return inputs
 
 

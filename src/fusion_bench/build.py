@@ -95,7 +95,7 @@ def _plain(value: Any) -> Any:
 def describe(hint: Any) -> str:
     """A type as a reader of the command line would name it."""
     if hasattr(hint, "from_plain"):
-        return "a method: its key, or {name: key, …}"
+        return str(getattr(hint, "accepted", "a method: its key, or {name: key, …}"))
     origin = get_origin(hint)
     if origin is Literal:
         return " | ".join("null" if a is None else str(a) for a in get_args(hint))

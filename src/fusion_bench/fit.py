@@ -38,7 +38,7 @@ def fit(method: FittedMethod, inputs: Inputs, fitting: Fitting) -> Fitted:
     with torch_threads(inputs.threads if entries >= _LARGE else 1):
         fitted = method.fit(inputs, fitting)
     if isinstance(fitted.method, TensorMethod):
-        check_budget(fitted.method, inputs)
+        check_budget(fitted.method, inputs, method.key())
     return fitted
 
 
@@ -72,6 +72,9 @@ def pool_fitting(
         dtype = torch.float64 if settings.dtype == "float64" else torch.float32
         return family.load(checkpoint, dtype, device_of(settings), settings.workers)
 
+    # What is measured of a model depends on the arithmetic, too.
+    how = {"dtype": settings.dtype, "device": settings.device}
+    identity = {name: {"model": model, **how} for name, model in pool.identity.items()}
     return Fitting(
         tasks=tasks,
         load=load,
@@ -80,7 +83,7 @@ def pool_fitting(
         protocol=protocol,
         token_stream=family.token_stream,
         held_out=held_out or accuracies(tasks, load),
-        identity=pool.identity if cache else None,
+        identity=identity if cache else None,
         cache=cache_folder() if cache else None,
     )
 

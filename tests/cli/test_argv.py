@@ -29,6 +29,9 @@ TABLE = [
         ["modelpool.models._pretrained_.path=x"],
     ),
     (["-m", "method=a,b", "save_report=report_save_path=1"], MAPPING, None),
+    # What the default choice does not know is set all the same where the choice is swept.
+    (["-m", "method=a,b", "method.x=1", "taskpool.y=2"], MAPPING, ["-m", "method=a,b", "++method.x=1", "taskpool.y=2"]),
+    (["-m", "method=a", "method.x=1,2"], MAPPING, None),
 ]
 
 

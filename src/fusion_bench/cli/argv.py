@@ -55,7 +55,7 @@ def translate(arguments: Sequence[str], members: Members) -> list[str]:
     renamed = [_renamed(argument) for argument in _flags_first(arguments)]
     pools = [a.split("=", 1)[1] for a in renamed if a.startswith("modelpool=")]
     names = members(pools[-1]) if pools and "," not in pools[-1] else members("") if not pools else None
-    return _inner_first([_placed(argument, names) for argument in renamed])
+    return _inner_first(_under_swept([_placed(argument, names) for argument in renamed]))
 
 
 def _flags_first(arguments: Sequence[str]) -> list[str]:
@@ -89,6 +89,12 @@ def _renamed(argument: str) -> str:
             value = value.replace(folder, "")
         return f"{key}={value}"
     return _OLD_PATH.sub(r"\1.path=", argument)
+
+
+def _under_swept(arguments: Sequence[str]) -> list[str]:
+    """Keys below a group whose choice is swept are set whatever the default choice knows; builders check them later."""
+    swept = [group for group in _GROUPS if any(re.match(rf"{group}=[^\[{{'\"]*,", a) for a in arguments)]
+    return [f"++{a}" if any(a.startswith(f"{group}.") for group in swept) else a for a in arguments]
 
 
 def _inner_first(arguments: Sequence[str]) -> list[str]:

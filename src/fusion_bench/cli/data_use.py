@@ -69,9 +69,15 @@ def data_line(plan: Plan) -> str:
     limit = getattr(method, "examples", None)
     seen = f"{limit:,} of {there}" if limit is not None and limit < counts[-1] else there
     labels = "with labels" if method.reads_labels else "labels unused"
+    if any(fact.get("teacher_forcing") for fact in facts.values()) and not (method.reads_labels or method.gradients):
+        labels = "right answers as the decoder's inputs"
     where = "NOT the reported split"
     if any(fact.get("reported") for fact in facts.values()):
         where = "THE REPORTED SPLIT"
+    harms = [fact["corruption"] for fact in facts.values() if fact.get("corruption")]
+    if harms:
+        named = dict.fromkeys(f"{harm['name']} {harm['severity']}" for harm in harms)
+        where += f", damaged by {', '.join(named)}"
     return (
         f"data: {_SERVES[method.use]} the {splits} split of {', '.join(facts)}: {seen} examples each, {labels}; {where}"
     )
@@ -88,7 +94,7 @@ def fitted(plan: Plan, progress: Progress) -> tuple[Plan, Fitted | None]:
     job = plan.job
     data = taskpool.fitting_data(
         method.use, list(plan.pool.models), job.protocol, reference=plan.pool.reference, settings=job.settings,
-        tokenizers=plan.tokenizers(), progress=progress,
+        tokenizers=plan.tokenizers(), progress=progress, heads=plan.heads,
     )  # fmt: skip
 
     def held_out(checkpoint: Checkpoint) -> dict[str, float]:

@@ -39,7 +39,7 @@ class Plan:
     def __post_init__(self) -> None:
         if self.job.dtype == "float16" and self.taskpool.tasks:
             raise ConfigError(
-                "dtype=float16: evaluation of text-to-text models overflows in float16. Take float32 or bfloat16; "
+                "dtype=float16: evaluation overflows in float16 (text-to-text models do). Take float32 or bfloat16; "
                 "to write a float16 model, use taskpool=dummy."
             )
 
@@ -57,7 +57,7 @@ class Plan:
     def label(self) -> str:
         """The row's name: what was swept, else the method and what of it was changed."""
         if self.overrides:
-            short = [override.removeprefix("method=").removeprefix("method.") for override in self.overrides]
+            short = [o.lstrip("+").removeprefix("method=").removeprefix("method.") for o in self.overrides]
             return " ".join(word for word in short if not word.startswith("save_"))
         default = {f.name: f.default for f in fields(self.method)}
         changed = [

@@ -55,8 +55,11 @@ def peak(method: TensorMethod, inputs: Inputs) -> int:
     return FIXED + held + max(largest[0] if largest else 0, min(together, inputs.budget - FIXED - held))
 
 
-def check_budget(method: TensorMethod, inputs: Inputs) -> None:
-    """ConfigError where one slice of one tensor alone would not fit into the budget."""
+def check_budget(method: TensorMethod, inputs: Inputs, known_as: str | None = None) -> None:
+    """ConfigError where one slice of one tensor alone would not fit into the budget.
+
+    `known_as`: what the user calls the method, where that is another one.
+    """
     from fusion_bench.method.units import Units
 
     needs = [(slice_bytes(method, inputs, u.run[0][0], u.numel), u) for u in Units(method, inputs).all]
@@ -66,7 +69,7 @@ def check_budget(method: TensorMethod, inputs: Inputs) -> None:
         name = unit.run[0][0]
         shape = list(inputs.alignment.infos[name].shape)
         raise ConfigError(
-            f"memory_budget={inputs.budget / 1e6:,.0f} MB: method={method.key()} needs about "
+            f"memory_budget={inputs.budget / 1e6:,.0f} MB: method={known_as or method.key()} needs about "
             f"{(FIXED + most) / 1e6:,.0f} MB for tensor {name!r} {shape}. "
             f"Give memory_budget={-(-(FIXED + most) // 10**6)}MB or more."
         )

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     from fusion_bench.statistics import Statistics
 
+    ByModel = Mapping[str, Statistics]
+
 Init = Literal["mean", "zeros", "pretrained", "task_arithmetic", "path"]
 
 # Matrices up to this many entries stay in memory between the steps; larger ones are read anew.
@@ -23,7 +25,7 @@ _KEPT_ENTRIES = 2**22
 
 @dataclass(frozen=True)
 class SolvedConjugate(SolvedLayers):
-    r"""$(\sum C_i) W = \sum C_i W_i$ with $C_i W = A_i W$, or $A_i W B_i$ where there are `outputs`, by steps from $W_0$.
+    r"""$(\sum C_i) W = \sum C_i W_i$ by steps from $W_0$; $C_i W = A_i W$ or, with `outputs`, $A_i W B_i$.
 
     $A_i$ (in x in) are the `statistics`, $B_i$ (out x out) the `outputs`. Both sides are scaled by one power of two,
     so that small gradients do not leave the range of float32.
@@ -31,7 +33,6 @@ class SolvedConjugate(SolvedLayers):
 
     source = "MaTS, arXiv 2312.04339"
 
-    outputs: Any = hyper(None, "output-gradient Grams of each model, by name")
     iterations: int = hyper(100, "steps at most", low=0)
     tolerance: float = hyper(1e-5, "residual over right side at which a layer is done", low=0.0)
     init: Init = hyper("mean", "where the steps begin")
@@ -44,6 +45,12 @@ class SolvedConjugate(SolvedLayers):
         kept = min(models * (width**2 + outputs**2), _KEPT_ENTRIES) if self.outputs is not None else 0
         squares = 3.0 * width**2 + (2.0 * outputs**2 if self.outputs is not None else 0)
         return 12.0 * width * outputs + squares + kept
+
+    def work(self, width: int, outputs: int, models: int) -> float:
+        products = 2.0 * models * (width**2 * outputs + width * outputs**2)
+        if self.outputs is None:
+            products = 2.0 * width**2 * outputs
+        return products * (self.iterations + 2) + 10.0 * width * outputs * self.iterations
 
     def solve(self, weights: Weights, statistics: Mapping[str, Statistics]) -> tuple[torch.Tensor, Any]:
         from fusion_bench.ops.conjugate_gradient import conjugate_gradient
@@ -78,6 +85,7 @@ class SolvedConjugate(SolvedLayers):
         if self.init == "mean":
             return mean
         if self.init == "zeros":
+            return torch.zeros_like(mean)
         if self.init == "path":
             return weights.of(self.start).to(mean.device, mean.dtype)
         base = weights.base
@@ -91,11 +99,12 @@ class SolvedConjugate(SolvedLayers):
 class _Form:
     """The models' quadratic forms of one layer. `scale`: what both sides are multiplied by."""
 
-    def __init__(self, weights: Weights, left: Mapping[str, Statistics], right: Mapping[str, Statistics] | None) -> None:
+    def __init__(self, weights: Weights, left: ByModel, right: ByModel | None) -> None:
         self._weights = weights
         self._left = [left[model] for model in weights.models]
         self._right = None if right is None else [right[model] for model in weights.models]
-        entries = sum(found.tensors.info(found.index[weights.name]).numel for found in [*self._left, *(self._right or [])])
+        every = [*self._left, *(self._right or [])]
+        entries = sum(found.tensors.info(found.index[weights.name]).numel for found in every)
         self._small = entries <= _KEPT_ENTRIES
         self._kept: list[tuple[torch.Tensor, torch.Tensor | None]] = []
         self._whole: torch.Tensor | None = None
@@ -134,7 +143,9 @@ class _Form:
         """The diagonal of the system in the shape of the weight, scaled."""
         import torch
 
+        out = torch.zeros_like(like)
         for a, b in self._pairs():
+            columns = torch.ones_like(like[0]) if b is None else b.diagonal().to(like.device, like.dtype)
             rows = a.diagonal().to(like.device, like.dtype)
             out.addr_(rows, columns)
         return out.mul_(self.scale)

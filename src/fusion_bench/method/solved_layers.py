@@ -56,7 +56,7 @@ class Weights:
 
 @dataclass
 class Found:
-    """Which tensors are solved for, which of them are stored in x out or are vectors, and what solving each was like."""
+    """Which tensors are solved for, which are stored in x out, which are vectors, what solving each was like."""
 
     names: frozenset[str]
     turned: frozenset[str]
@@ -73,6 +73,7 @@ class SolvedLayers(TensorMethod):
     """
 
     statistics: Any = hyper(None, "statistics of each model, by name")
+    outputs: Any = hyper(None, "further statistics of each model, on the side of the outputs; null: none")
     log: Any = hyper(None, "where notes on each tensor go")
 
     @abstractmethod
@@ -87,8 +88,12 @@ class SolvedLayers(TensorMethod):
     def buffers(self, width: int, outputs: int, models: int) -> float:
         """Entries that `solve` holds at most beside one weight; those of float64 count twice."""
 
+    @abstractmethod
+    def work(self, width: int, outputs: int, models: int) -> float:
+        """Floating-point operations of `solve`, at most."""
+
     def holds(self, inputs: Inputs) -> int:
-        return sum(found.held for found in (self.statistics or {}).values())
+        return sum(found.held for each in (self.statistics, self.outputs) for found in (each or {}).values())
 
     def granularity(self, name: str, inputs: Inputs) -> Granularity:
         return "tensor" if self._solves(name, inputs) else "element"
@@ -99,6 +104,14 @@ class SolvedLayers(TensorMethod):
         width, outputs = _widths(name, inputs)
         # A weight as stored, as computed, and the result.
         return 4 + self.buffers(width, outputs, len(inputs.models)) / (width * outputs)
+
+    def operations(self, name: str, inputs: Inputs) -> float:
+        numel = inputs.alignment.infos[name].numel
+        mean = 1.5 * numel * (len(inputs.models) + 1)
+        if not self._solves(name, inputs):
+            return mean
+        width, outputs = _widths(name, inputs)
+        return mean + self.work(width, outputs, len(inputs.models))
 
     def survey(self, inputs: Inputs, scan: Scan) -> Found:
         names = [name for name in inputs.alignment.floating if self._solves(name, inputs)]
@@ -120,7 +133,8 @@ class SolvedLayers(TensorMethod):
 
     def remarks(self, inputs: Inputs, state: Found) -> list[str]:
         count = len(inputs.alignment.floating)
-        return [f"{len(state.names)} of {count} tensors are solved for, the others averaged", *self.told(state)]
+        others = ", the others averaged" if len(state.names) < count else ""
+        return [f"{len(state.names)} of {count} tensors are solved for{others}", *self.told(state)]
 
     def _solves(self, name: str, inputs: Inputs) -> bool:
         info = inputs.alignment.infos[name]

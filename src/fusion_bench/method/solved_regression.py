@@ -30,6 +30,10 @@ class SolvedRegression(SolvedLayers):
         # float64: weight, right side, mean, product, solution; Gram as read and widened, reduced, sum, ridged, factor.
         return 10.0 * width * outputs + 11.0 * width * width
 
+    def work(self, width: int, outputs: int, models: int) -> float:
+        # A product for each model and one with the mean; the factor and two triangular solutions.
+        return 2.0 * width**2 * outputs * (models + 2) + width**3 / 3
+
     def solve(self, weights: Weights, statistics: Mapping[str, Statistics]) -> tuple[torch.Tensor, Any]:
         from fusion_bench.ops import regression
 

@@ -24,10 +24,17 @@ def _glue_text_generation() -> type[TaskPool]:
     return GlueTextGeneration
 
 
+def _image_classification() -> type[TaskPool]:
+    from fusion_bench.taskpool.image_classification import ImageClassification
+
+    return ImageClassification
+
+
 # Closed: a configuration names one of these words, never an importable path.
 TYPES: Final[Mapping[str, Callable[[], type[TaskPool]]]] = {
     "dummy": _dummy,
     "glue_text_generation": _glue_text_generation,
+    "image_classification": _image_classification,
 }
 
 

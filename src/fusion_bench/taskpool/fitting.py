@@ -64,8 +64,12 @@ class FittingSource(ABC):
         settings: Settings,
         tokenizers: Sequence[Path | str] = (),
         progress: Progress | None = None,
+        heads: Mapping[str, Checkpoint] | None = None,
     ) -> Mapping[str, TaskData]:
-        """The data of the tasks `names` for models like `reference`, on the device of the run."""
+        """The data of the tasks `names` for models like `reference`, on the device of the run.
+
+        `heads`: the models' own heads by name, where they are kept apart from what is fused.
+        """
 
     @abstractmethod
     def held_out(self, protocol: Protocol) -> TaskPool:

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from fusion_bench.errors import DataError
+from fusion_bench.taskpool import hub_data
+from fusion_bench.taskpool.hub_data import ENVIRONMENT
 from fusion_bench.taskpool.origin import Origin, digests
 
 REPOSITORIES: Final = ("nyu-mll/glue", "glue")
-ENVIRONMENT: Final = "FUSION_BENCH_DATA"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,42 +89,21 @@ def _without_glue(folder: str) -> str:
 
 
 def _in_hub_cache(task: str, split: str, tried: list[str]) -> Split | None:
-    from huggingface_hub import constants
-
-    tried.append(f"Hub cache {constants.HF_HUB_CACHE}: no {task}/{split}-*.parquet of {' or '.join(REPOSITORIES)}")
+    tried.append(f"Hub cache {hub_data.hub_cache()}: no {task}/{split}-*.parquet of {' or '.join(REPOSITORIES)}")
     for repository in REPOSITORIES:
-        if found := _snapshot(repository, task, split, local=True):
+        folder = hub_data.in_hub_cache(repository, [f"{task}/{split}-*.parquet"])
+        if folder is not None and (found := _snapshot(repository, folder, task, split)):
             return found
     return None
 
 
 def _on_hub(task: str, split: str, tried: list[str]) -> Split | None:
-    from huggingface_hub import is_offline_mode
-
-    if is_offline_mode():
-        tried.append("the Hub: offline (HF_HUB_OFFLINE)")
-        return None
-    try:
-        return _snapshot(REPOSITORIES[0], task, split, local=False)
-    except Exception as fault:  # network faults come as errors of several libraries
-        tried.append(f"the Hub: {str(fault).strip().splitlines()[0] if str(fault).strip() else type(fault).__name__}")
-        return None
+    folder = hub_data.on_hub(REPOSITORIES[0], [f"{task}/{split}-*.parquet"], tried)
+    return None if folder is None else _snapshot(REPOSITORIES[0], folder, task, split)
 
 
-def _snapshot(repository: str, task: str, split: str, local: bool) -> Split | None:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    pattern = f"{task}/{split}-*.parquet"
-    try:
-        folder = Path(
-            snapshot_download(repository, repo_type="dataset", allow_patterns=[pattern], local_files_only=local)
-        )
-    except LocalEntryNotFoundError:
-        if local:
-            return None
-        raise
-    files = sorted(folder.glob(pattern))
+def _snapshot(repository: str, folder: Path, task: str, split: str) -> Split | None:
+    files = sorted((folder / task).glob(f"{split}-*.parquet"))
     if not files:
         return None
     origin = Origin("hub cache", repository, split, commit=folder.name, files=digests(files))
@@ -131,17 +111,12 @@ def _snapshot(repository: str, task: str, split: str, local: bool) -> Split | No
 
 
 def _in_datasets_cache(task: str, split: str, tried: list[str]) -> Split | None:
-    # What load_dataset leaves behind: <cache>/nyu-mll___glue/cola/0.0.0/<commit>/glue-validation.arrow
-    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface").expanduser()
-    cache = Path(os.environ.get("HF_DATASETS_CACHE") or home / "datasets").expanduser()
-    for name in (repository.replace("/", "___") for repository in REPOSITORIES):
-        folders = {file.parent for file in cache.glob(f"{name}/{task}/*/*/*-{split}*.arrow")}
-        if folders:
-            folder = max(folders, key=lambda f: f.stat().st_mtime)
-            files = sorted(folder.glob(f"*-{split}.arrow")) or sorted(folder.glob(f"*-{split}-[0-9]*.arrow"))
-            origin = Origin("datasets cache", str(folder), split, commit=folder.name, files=digests(files))
-            return Split(task, tuple(files), origin)
-    tried.append(f"datasets cache {cache}: no {task} of {' or '.join(REPOSITORIES)}")
+    for repository in REPOSITORIES:
+        if files := hub_data.prepared(repository, task, split):
+            folder = files[0].parent
+            origin = Origin("datasets cache", str(folder), split, commit=folder.name, files=digests(list(files)))
+            return Split(task, files, origin)
+    tried.append(f"datasets cache {hub_data.datasets_cache()}: no {task} of {' or '.join(REPOSITORIES)}")
     return None
 
 

@@ -177,6 +177,8 @@ class GlueTextGeneration(TaskPool, FittingSource):
                 faults.append(str(fault))
                 continue
             facts[name] = {**found.origin.as_dict(), "examples": len(found), "reported": chosen == self._reported}
+            if use == "train":
+                facts[name]["teacher_forcing"] = True
         if faults:
             raise DataError("\n".join(dict.fromkeys(faults)))
         return facts
@@ -191,6 +193,7 @@ class GlueTextGeneration(TaskPool, FittingSource):
         settings: Settings,
         tokenizers: Sequence[Path | str] = (),
         progress: Progress | None = None,
+        heads: Mapping[str, Checkpoint] | None = None,
     ) -> Mapping[str, TaskData]:
         from fusion_bench.family.seq2seq_lm import Seq2SeqLM
         from fusion_bench.taskpool.placement import device_of

@@ -26,6 +26,8 @@ class FisherMerging(FittedMethod):
     $\partial_j \sum_{x} \sum_c \sqrt{p_c} \log p_c$ over each batch, which is no Fisher (gradients of different
     examples cancel) and serves comparison alone.
 
+    For each example ``true`` takes one backward pass fewer than there are classes, the others take one.
+
     `minimal_fisher_weight` is added to every F. `normalize_fisher_weight`: $\lambda_i \propto w_i / (\|F_i\|_2 +
     10^{-6})$ with $\sum \lambda = 1$, else $\lambda_i = w_i$ (`weights`, 1 where none are given). Where every weight of
     an entry is 0, and for tensors that are excluded or are no parameters, the plain mean.
@@ -94,5 +96,7 @@ class FisherMerging(FittedMethod):
         merging = FisherWeighted(
             statistics=statistics, names=names, factors=tuple(factors), floor=self.minimal_fisher_weight
         )
-        told = f"{len(names)} of {len(inputs.alignment.floating)} tensors are weighted by Fisher information"
-        return Fitted(merging, record, (f"{told}, the others averaged",))
+        count = len(inputs.alignment.floating)
+        others = ", the others averaged" if len(names) < count else ""
+        told = f"{len(names)} of {count} tensors are weighted by Fisher information{others}"
+        return Fitted(merging, record, (told,))

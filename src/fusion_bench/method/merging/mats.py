@@ -20,9 +20,9 @@ class Mats(FittedMethod):
     r"""$(\sum_i C_i) W = \sum_i C_i W_i$ for linear layers (W in x out), the mean for other tensors.
 
     `metric`: what $C_i$ does to W. ``identity``: nothing. ``diag_fisher``: $\max(F_i, 10^{-8}) \odot W$. ``gram``:
-    $A_i W$, $A_i = X_i^\top X_i / \#tokens$ of the layer's inputs. ``kfac``: $A_i W B_i$, $B_i$ the Gram of the gradients
-    at its output, divided by the same number of tokens. ``ia3_block``: $F_i l$ for the vectors of (IA)^3, $F_i$ their
-    whole Fisher information; linear layers are then averaged.
+    $A_i W$ with $A_i = X_i^\top X_i / \#tokens$ of the layer's inputs. ``kfac``: $A_i W B_i$, $B_i$ the Gram of the
+    gradients at its output, divided by the same number of tokens. ``ia3_block``: $F_i l$ for the vectors of (IA)^3,
+    $F_i$ their whole Fisher information; linear layers are then averaged.
 
     The first two are solved in closed form, the others by conjugate gradients from `init`: few `iterations` stay near
     it, which makes the two the real hyperparameters. Inputs that no data show keep their start. `solver=closed` gives
@@ -44,7 +44,7 @@ class Mats(FittedMethod):
     tolerance: float = hyper(1e-5, "residual over right side at which a layer is done", low=0.0)
     init: Literal["mean", "zeros", "pretrained", "task_arithmetic", "path"] = hyper("mean", "where the steps begin")
     path: str | None = hyper(None, "the model that init=path begins from: a folder or a file")
-    scaling_factor: float = hyper(0.3, "λ of init=task_arithmetic")
+    init_scaling_factor: float = hyper(0.3, "λ of init=task_arithmetic")
     solver: Literal["cg", "closed"] = hyper("cg", "steps, or the minimum itself (gram, ia3_block)")
     jacobi: bool = hyper(False, "divide residuals by the diagonal of the system")
     estimator: Literal["empirical", "sampled", "true"] = hyper("empirical", "whose log-probability is looked at")
@@ -159,6 +159,6 @@ class Mats(FittedMethod):
             tolerance=self.tolerance,
             init=self.init,
             start=None if self.path is None else open_checkpoint(self.path),
-            scaling_factor=self.scaling_factor,
+            scaling_factor=self.init_scaling_factor,
             jacobi=self.jacobi,
         )

@@ -19,7 +19,8 @@ class Regmean(FittedMethod):
 
     Layers that share their input (q, k and v) share one Gram. The equations are solved in float64 for the distance from
     the mean, by Cholesky with a small ridge, else by least squares: directions that no input shows stay the mean.
-    Layers stored in x out (GPT-2) are recognised. Labels are not looked at.
+    Layers stored in x out (GPT-2) are recognised. Labels are not looked at, but language
+    models are run on the right answers, as in training.
 
     Source: RegMean, arXiv 2212.09849.
     """
