@@ -3,8 +3,8 @@
 usage: python benchmarks/accuracy/ladder.py SUITE POOL [POOL …] [--split test] [--limit N] [--out FILE]
 
 SUITE: mini-clip_vision, or a task pool's YAML file; each POOL is a folder pool (or ``embedded``), one for each seed of
-the recipe. Methods run with their defaults, the ones that look at data on the split that the task pool keeps for them. A
-difference is the mean over tasks of the mean difference of right and wrong on the same examples; its standard error
+the recipe. Methods run with their defaults, the ones that look at data on the split that the task pool keeps for them.
+A difference is the mean over tasks of the mean difference of right and wrong on the same examples; its standard error
 adds the tasks' paired variances. Nothing is chosen by these scores.
 """
 

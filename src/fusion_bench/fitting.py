@@ -129,10 +129,10 @@ class Fitting:
     """The means of a fit.
 
     `tasks`: data by the name of the model they belong to; `load`: a checkpoint as a live module in eval mode, without
-    gradients (:func:`stored_names` tells whose parameters they are); `token_stream`: module path of a layer -> the stream of
-    tokens it works on, "" where none is padded; `held_out`: checkpoint -> primary score of each task on held-out data,
-    from 0 to 1; `identity`: of the models by name, for caches (None keeps nothing on disk); `cache`: the folder for
-    what is expensive, None for none.
+    gradients (:func:`stored_names` tells whose parameters they are); `token_stream`: module path of a layer -> the
+    stream of tokens it works on, "" where none is padded; `held_out`: checkpoint -> primary score of each task on
+    held-out data, from 0 to 1; `identity`: of the models by name, for caches (None keeps nothing on disk); `cache`: the
+    folder for what is expensive, None for none.
     """
 
     tasks: Mapping[str, TaskData]

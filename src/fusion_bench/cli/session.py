@@ -223,7 +223,12 @@ def build_method(values: Mapping[str, Any]) -> ModelFusionAlgorithm:
     name = values.pop("name", None)
     if name is None:
         raise ConfigError(f"method.name is missing. Accepted: {', '.join(method_modules())}.")
-    return build(method_class(str(name)), values, "method")
+    kind = method_class(str(name))
+    try:
+        return build(kind, values, "method")
+    except ConfigError as fault:
+        # In a sweep only some of the methods may be at fault.
+        raise ConfigError(f"{fault} (method={name})" if "unknown key" in str(fault) else str(fault)) from None
 
 
 def check_device(device: str) -> None:

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 
 # What is added to the diagonal, in mean diagonal entries: above the rounding of a matrix in this dtype.
-_RIDGE = {torch.float32: 1e-6, torch.float64: 1e-12}
+_RIDGE = {torch.float32: 1e-7, torch.float64: 1e-12}
 
 How = Literal["cholesky", "least squares"]
 
@@ -19,7 +19,7 @@ def regression(
     r"""$W^\top = (\sum \tilde G_i)^{-1} \sum \tilde G_i W_i^\top$ of weights (in x out) with Grams (in x in).
 
     $\tilde G$: entries off the diagonal times `ratio`. Solved in float64 for $W - \bar W$, the distance from the mean,
-    by Cholesky with a ridge $\epsilon\,\mathrm{tr}(\sum \tilde G) / d$ ($\epsilon = 10^{-6}$; $10^{-12}$ where the
+    by Cholesky with a ridge $\epsilon\,\mathrm{tr}(\sum \tilde G) / d$ ($\epsilon = 10^{-7}$; $10^{-12}$ where the
     Grams are `exact`, float64); so what no input ever shows stays the mean, and equal weights stay as they are. Where
     the sum is not positive definite all the same: the least squares solution nearest to the mean.
 

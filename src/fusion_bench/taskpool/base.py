@@ -56,9 +56,9 @@ class TaskPool(ABC):
     ) -> dict[str, Any]:
         """The part of the report that this pool fills, ready for strict JSON, fractions from 0 to 1.
 
-        `only`: some of the tasks; `predictions`: a folder for one file of answers a task; `heads`: the tasks' own heads by
-        name, for a checkpoint without one. A task that fails is reported
-        as ``{"error": message}`` and leaves the others alone.
+        `only`: some of the tasks; `predictions`: a folder for one file of answers a task; `heads`: the tasks' own heads
+        by name, for a checkpoint without one. A task that fails is reported as ``{"error": message}`` and leaves the
+        others alone.
         """
 
     @abstractmethod
