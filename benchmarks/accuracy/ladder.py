@@ -17,6 +17,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +148,7 @@ def main() -> None:
     parser.add_argument("--split", default="test")
     parser.add_argument("--limit", type=int)
     parser.add_argument("--part", default="vision")
+    parser.add_argument("--jobs", type=int, default=1, help="pools that are scored at once, each on one thread")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     file = Path(options.suite)
@@ -152,15 +156,16 @@ def main() -> None:
         file = Path(fusion_bench.__file__).parent / "configs" / "taskpool" / f"{options.suite}.yaml"
     spec = {**yaml.safe_load(file.read_text()), "split": options.split, "limit": options.limit, "cache": False}
     results = {}
-    for place in options.pools:
-        name = Path(place).name
-        results[name] = scored(spec, place, options.part, Settings())
-        if options.out:
-            facts = {"suite": file.stem, "split": options.split, "limit": options.limit, "pools": results}
-            write_results(options.out, json.loads(json.dumps(facts)))
-    for name, found in results.items():
+    with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as workers:
+        found = workers.map(partial(scored, spec, part=options.part, settings=Settings(threads=1)), options.pools)
+        for place, result in zip(options.pools, found, strict=True):
+            results[Path(place).name] = result
+            if options.out:
+                facts = {"suite": file.stem, "split": options.split, "limit": options.limit, "pools": results}
+                write_results(options.out, json.loads(json.dumps(facts)))
+    for name, result in results.items():
         print(name)
-        for pair, (gap, error) in found["claimed_order"].items():
+        for pair, (gap, error) in result["claimed_order"].items():
             verdict = "as claimed" if gap > error else "not clear" if gap > -error else "THE OTHER WAY ROUND"
             print(f"  {pair:44} {100 * gap:+6.2f} ± {100 * error:.2f}  {verdict}")
 
