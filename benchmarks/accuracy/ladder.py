@@ -148,13 +148,17 @@ def main() -> None:
     parser.add_argument("--split", default="test")
     parser.add_argument("--limit", type=int)
     parser.add_argument("--part", default="vision")
+    parser.add_argument("--data-dir", help="folder of data sets, for suites of real images")
     parser.add_argument("--jobs", type=int, default=1, help="pools that are scored at once, each on one thread")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     file = Path(options.suite)
     if not file.is_file():
         file = Path(fusion_bench.__file__).parent / "configs" / "taskpool" / f"{options.suite}.yaml"
-    spec = {**yaml.safe_load(file.read_text()), "split": options.split, "limit": options.limit, "cache": False}
+    spec = yaml.safe_load(file.read_text())
+    if options.data_dir:
+        spec["data_dir"] = options.data_dir
+    spec = {**spec, "split": options.split, "limit": options.limit, "cache": False}
     results = {}
     with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as workers:
         found = workers.map(partial(scored, spec, part=options.part, settings=Settings(threads=1)), options.pools)
