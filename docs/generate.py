@@ -21,6 +21,7 @@ from fusion_bench.cli.app import CONFIGS
 from fusion_bench.cli.job import Job
 from fusion_bench.cli.verbs import hyperparameters
 from fusion_bench.method import method_class, method_modules
+from fusion_bench.method.fitted import FittedMethod
 from fusion_bench.modelpool import pool_types
 from fusion_bench.taskpool import TYPES
 
@@ -77,6 +78,9 @@ def method_page(key: str) -> str:
     members = ["cola", "mnli", "mrpc", "qnli"][:few] if few else []
     select = f" 'modelpool.select=[{','.join(members)}]'" if few else ""
     chosen = f', "select": {members}'.replace("'", '"') if few else ""
+    looks = issubclass(cls, FittedMethod)
+    data = " taskpool=mini-t5_glue_text_generation" if looks else ""
+    python = _ON_DATA if looks else _ON_POOL
     return f"""# {key}
 
 {_table(["fact", ""], facts)}
@@ -92,16 +96,33 @@ def method_page(key: str) -> str:
 On the command line, with the embedded models:
 
 ```bash
-fusion_bench method={key}{first}{select} dry_run=true
+fusion_bench method={key}{first}{select}{data} dry_run=true
 ```
 
-In Python, on a pool, checkpoints, state dicts or modules:
+{python.format(name=cls.__name__, chosen=chosen)}"""
+
+
+_ON_POOL = """In Python, on a pool, checkpoints, state dicts or modules:
 
 ```python
-from fusion_bench import {cls.__name__}, fuse, open_modelpool
+from fusion_bench import {name}, fuse, open_modelpool
 
 pool = open_modelpool({{"type": "embedded"{chosen}}})
-fused = fuse({cls.__name__}(), pool)  # lazy: computed when a tensor is read
+fused = fuse({name}(), pool)  # lazy: computed when a tensor is read
+```
+"""
+
+_ON_DATA = """See [Let a method look at data](../how-to/data-driven.md). In Python, on modules, with the data of each:
+
+```python
+import torch
+
+from fusion_bench import {name}, TensorData, fuse
+
+base = torch.nn.Linear(4, 3)
+experts = {{"a": torch.nn.Linear(4, 3), "b": torch.nn.Linear(4, 3)}}
+data = {{name: TensorData(name, torch.randn(32, 4), torch.randint(0, 3, (32,))) for name in experts}}
+fused = fuse({name}(), experts, base, data=data)
 ```
 """
 
@@ -136,8 +157,8 @@ _ENVIRONMENT = """## Environment
 
 | variable | meaning |
 | --- | --- |
-| `FUSION_BENCH_DATA` | folder that holds `glue/`, used where `taskpool.data_dir` is not set |
-| `FUSION_BENCH_CACHE` | folder in which answers are kept; else `fusion_bench` in the user's cache folder |
+| `FUSION_BENCH_DATA` | folder of `glue/` and image data sets, used where `taskpool.data_dir` is not set |
+| `FUSION_BENCH_CACHE` | folder in which answers, statistics and adaptations are kept; else `fusion_bench` in the user's cache folder |
 | `FUSION_BENCH_TRACEBACK` | set to anything: errors show where they came from, as `--traceback` does |
 | `HF_HOME`, `HF_HUB_CACHE` | where the client of the Hub keeps models and data |
 | `HF_HUB_OFFLINE` | `1`: use that cache alone, ask no network |

@@ -119,6 +119,9 @@ def convert(value: Any, hint: Any) -> Any:
         for choice in choices:
             if type(choice) is type(value) and choice == value:
                 return choice
+            # YAML and the command line read the word as a truth value.
+            if isinstance(value, bool) and choice == str(value).lower():
+                return choice
         raise ValueError(unknown("value", str(value), [str(c) for c in choices]).rstrip("."))
     if origin in (Union, types.UnionType):
         return _first_that_fits(value, get_args(hint))

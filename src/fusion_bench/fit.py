@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fusion_bench.errors import DataError
+from fusion_bench.errors import DataError, NonFiniteError
 from fusion_bench.fitting import Fitted, Fitting, Protocol, TaskData
 from fusion_bench.parallel import torch_threads
 from fusion_bench.progress import Progress
@@ -35,7 +35,11 @@ def fit(method: FittedMethod, inputs: Inputs, fitting: Fitting) -> Fitted:
     require_data(method, inputs, fitting)
     entries = sum(inputs.alignment.infos[name].numel for name in inputs.alignment.floating)
     # Threads inside an operation wait for one another after each: a small model is faster without them.
-    with torch_threads(inputs.threads if entries >= _LARGE else 1):
+    import torch
+
+    threads = inputs.threads if entries >= _LARGE else 1
+    # The caller's code may stand under inference mode, and gradients are needed here.
+    with torch_threads(threads), torch.inference_mode(False), torch.enable_grad():
         fitted = method.fit(inputs, fitting)
     if isinstance(fitted.method, TensorMethod):
         check_budget(fitted.method, inputs, method.key())
@@ -73,8 +77,11 @@ def pool_fitting(
         return family.load(checkpoint, dtype, device_of(settings), settings.workers)
 
     # What is measured of a model depends on the arithmetic, too.
-    how = {"dtype": settings.dtype, "device": settings.device}
-    identity = {name: {"model": model, **how} for name, model in pool.identity.items()}
+    from fusion_bench.taskpool.placement import device_of
+
+    how = {"dtype": settings.dtype, "device": str(device_of(settings))}
+    configs = {name: dict(model.config) for name, model in pool.models.items()}
+    identity = {name: {"model": model, "config": configs.get(name), **how} for name, model in pool.identity.items()}
     return Fitting(
         tasks=tasks,
         load=load,
@@ -125,7 +132,14 @@ def accuracies(
                 for batch in data.batches(rows):
                     if batch.labels is None:
                         raise DataError(f"{name}: the data have no labels, and models are chosen by them.")
-                    right += int((data.log_probs(module, batch).argmax(-1) == batch.labels).sum())
+                    logs = data.log_probs(module, batch)
+                    if logs.isnan().any():
+                        raise NonFiniteError(f"{name}: the model's outputs are NaN. Check the model and the data.")
+                    if int(batch.labels.max()) >= logs.shape[-1]:
+                        raise DataError(
+                            f"{name}: label {int(batch.labels.max())}, and the model has {logs.shape[-1]} classes."
+                        )
+                    right += int((logs.argmax(-1) == batch.labels).sum())
             found[name] = right / max(1, len(data))
         return found
 

@@ -46,7 +46,7 @@ def quick(arguments: list[str]) -> list[str]:
     if not pools or pools[-1] == "dummy":
         return arguments
     kept = [word for word in arguments if not word.startswith("taskpool.limit=")]
-    if pools[-1].startswith("mini-t5") and not any(word.startswith("taskpool.split=") for word in arguments):
+    if pools[-1].startswith("mini-") and not any(word.startswith("taskpool.split=") for word in arguments):
         kept.append("taskpool.split=validation")
     if pools[-1].startswith("flan-t5"):
         kept.append("taskpool.select=[rte,stsb]")  # all eight: tests/cli/test_page.py

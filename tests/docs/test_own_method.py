@@ -17,7 +17,7 @@ PAGE = "docs/learn/own-method.md"
 def test_two_files(tmp_path: Path) -> None:
     skip = shutil.ignore_patterns("__pycache__")
     shutil.copytree(ROOT / "src", tmp_path / "src", ignore=skip)
-    for part in ("tests/conftest.py", "tests/contract/test_methods.py", "pyproject.toml"):
+    for part in ("tests/conftest.py", "tests/contract/test_methods.py", "tests/contract/toy.py", "pyproject.toml"):
         (tmp_path / part).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / part, tmp_path / part)
     files = [block for block in blocks(PAGE) if block.says("file") is not None]

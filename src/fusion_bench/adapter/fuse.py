@@ -19,6 +19,7 @@ from fusion_bench.checkpoint.folder import listed
 from fusion_bench.errors import ConfigError
 from fusion_bench.method.base import Inputs, Merged, ModelFusionAlgorithm, TensorMethod
 from fusion_bench.method.budget import check_budget
+from fusion_bench.method.fitted import FittedMethod
 from fusion_bench.method.inputs import DEFAULT_BUDGET
 from fusion_bench.progress import Progress
 
@@ -82,6 +83,11 @@ def check(
     budget: int = DEFAULT_BUDGET,
 ) -> tuple[Members, Way, Inputs]:
     """How the fusion will be carried out; ConfigError with the way out where it cannot be. Reads headers only."""
+    if isinstance(method, FittedMethod):
+        raise ConfigError(
+            f"save_adapter: method={method.key()} looks at data, and what it learns is not carried over to factors "
+            "yet. Save the model (save_model) and cut an adapter out of it (extract_adapter in Python)."
+        )
     if not isinstance(method, TensorMethod) or method.per_task:
         raise ConfigError(
             f"save_adapter: method={method.key()} does not make one model tensor by tensor, so its result is no "

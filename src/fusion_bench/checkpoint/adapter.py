@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from fusion_bench.checkpoint.adapter_edits import AddLowRank, Multiply
 from fusion_bench.checkpoint.adapter_plan import Planner
 from fusion_bench.checkpoint.base import Checkpoint, Delta, Dense, LowRank, Scale, TensorInfo
+from fusion_bench.checkpoint.digests import digest
 from fusion_bench.checkpoint.dtypes import compute_name, torch_dtype
 from fusion_bench.checkpoint.peft_config import adapter_base, read_adapter_config
 from fusion_bench.checkpoint.pickle import PickleCheckpoint
@@ -67,7 +68,9 @@ class AdapterCheckpoint(Checkpoint):
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        return {**self._tensors.identity, "commit": self._commit, "base": self._base.identity}
+        # Scales and ranks stand in the config alone.
+        config = digest((self._path / "adapter_config.json").read_bytes()).hex()
+        return {**self._tensors.identity, "adapter_config": config, "commit": self._commit, "base": self._base.identity}
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
         stored, begin, end = self.span(name, start, stop)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
+import json
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fusion_bench.errors import ConfigError
+from fusion_bench.errors import ConfigError, FusionError
 from fusion_bench.fitting import Fitted
 from fusion_bench.method.fitted import FittedMethod
 from fusion_bench.report import schema
@@ -48,13 +49,32 @@ def data_values(plan: Plan) -> dict[str, Any]:
 
     if not plan.data_facts:
         return {}
-    about = {"facts": plan.data_facts, "taskpool": _without_reported(plan.job.taskpool), "device": plan.device()}
+    method = plan.method
+    use = method.use if isinstance(method, FittedMethod) else "train"
+    about = {"facts": plan.data_facts, "taskpool": _looked_at(plan.job.taskpool, use), "device": plan.device()}
     return {"data": digest(canonical(about).encode()).hex(), "protocol": plan.job.protocol}
 
 
-def _without_reported(taskpool: Mapping[str, Any]) -> dict[str, Any]:
+def files_read(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Digests of the files and folders that hyperparameters name, by key; empty where they name none."""
+    from fusion_bench.checkpoint.digests import digest
+
+    found: dict[str, str] = {}
+    for key, value in values.items():
+        place = Path(value).expanduser() if isinstance(value, str) and value else None
+        if place is not None and place.is_file():
+            found[key] = digest(place.read_bytes()).hex()
+        elif place is not None and key == "path" and place.is_dir():
+            files = sorted(file for file in place.rglob("*") if file.is_file())
+            told = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+            found[key] = digest(json.dumps(told).encode()).hex()
+    return {"files_read": found} if found else {}
+
+
+def _looked_at(taskpool: Mapping[str, Any], use: str) -> dict[str, Any]:
     """A task pool's settings, less those that change the report and not what is looked at."""
-    return {key: value for key, value in taskpool.items() if key not in ("references", "cache", "limit", "select")}
+    others = {"references", "cache", "select", *(() if use == "select" else ("limit",))}
+    return {key: value for key, value in taskpool.items() if key not in others}
 
 
 def data_line(plan: Plan) -> str:
@@ -66,8 +86,10 @@ def data_line(plan: Plan) -> str:
     splits = ", ".join(dict.fromkeys(str(fact.get("split")) for fact in facts.values()))
     counts = sorted({int(fact.get("examples", 0)) for fact in facts.values()})
     there = f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"
-    limit = getattr(method, "examples", None)
-    seen = f"{limit:,} of {there}" if limit is not None and limit < counts[-1] else there
+    limit = method.looks_at(counts[-1])
+    if limit == 0:
+        return "data: none is looked at with these hyperparameters"
+    seen = f"{limit:,} of {there}" if limit < counts[-1] else there
     labels = "with labels" if method.reads_labels else "labels unused"
     if any(fact.get("teacher_forcing") for fact in facts.values()) and not (method.reads_labels or method.gradients):
         labels = "right answers as the decoder's inputs"
@@ -103,13 +125,12 @@ def fitted(plan: Plan, progress: Progress) -> tuple[Plan, Fitted | None]:
             checkpoint, settings=job.settings, tokenizers=plan.tokenizers(), only=list(plan.pool.models),
             progress=progress, heads=plan.heads,
         )  # fmt: skip
-        scores = {task: schema.primary(found[task]) for task in plan.pool.models}
-        return {task: score for task, score in scores.items() if score is not None}
+        failed = [f"{task}: {found[task]['error']}" for task in plan.pool.models if "error" in found[task]]
+        if failed:
+            raise FusionError("models cannot be chosen, since tasks failed:\n" + "\n".join(failed))
+        return {task: schema.primary(found[task]) or 0.0 for task in plan.pool.models}
 
-    fitting = pool_fitting(
-        plan.pool, data, job.settings, protocol=job.protocol, held_out=held_out, progress=progress,
-        cache=os.environ.get("FUSION_BENCH_CACHE", "") != "off",
-    )  # fmt: skip
+    fitting = pool_fitting(plan.pool, data, job.settings, protocol=job.protocol, held_out=held_out, progress=progress)
     inputs = replace(plan.merge_inputs(), progress=progress)
     found = fit(method, inputs, fitting)
     return replace(plan, method=found.method), found

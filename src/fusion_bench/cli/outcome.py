@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +18,10 @@ from fusion_bench.report import schema
 
 if TYPE_CHECKING:
     from fusion_bench.checkpoint.base import Checkpoint
+
+
+# What a fit learnt, beside the model that it made.
+FIT = "fusion_bench_fit.json"
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,16 @@ class Outcome:
             return None
         return cls({"": with_ties(open_checkpoint(out))}, True)
 
+    @staticmethod
+    def learnt(plan: Plan) -> dict[str, Any]:
+        """What the fit of a model that is there found; empty where that is not at hand."""
+        out = place(plan.job.save_model)
+        try:
+            found = json.loads((out / FIT).read_text()) if out is not None else {}
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
     @property
     def any(self) -> Checkpoint:
         """One of the models: all have the same tensors."""
@@ -66,8 +81,11 @@ class Outcome:
         remarks = getattr(self.any, "remarks", None)
         return remarks() if callable(remarks) else []
 
-    def saved(self, plan: Plan, progress: Progress) -> Outcome:
-        """Writes every model; the result reads what was written. Models of tasks go into folders of their names."""
+    def saved(self, plan: Plan, progress: Progress, learnt: Mapping[str, Any] | None = None) -> Outcome:
+        """Writes every model; the result reads what was written. Models of tasks go into folders of their names.
+
+        `learnt`: what a fit found, for a file beside the model.
+        """
         from fusion_bench.checkpoint.parts import part_origin, write_parts_manifest
 
         out = place(plan.job.save_model)
@@ -77,7 +95,8 @@ class Outcome:
             print(f"{out}: complete, written by this command before; nothing to do", file=sys.stderr)
             return self
         if set(self.models) == {""}:
-            model, found = _save(plan, self.models[""], out, origin, progress)
+            files = {FIT: json.dumps(learnt, indent=1, default=str)} if learnt else {}
+            model, found = _save(plan, self.models[""], out, origin, progress, files)
             return Outcome({"": model}, found)
         written = {
             task: _save(plan, model, out / task, part_origin(origin, task), progress)
@@ -113,7 +132,12 @@ class Outcome:
 
 
 def _save(
-    plan: Plan, checkpoint: Checkpoint, out: Path, origin: Mapping[str, Any], progress: Progress
+    plan: Plan,
+    checkpoint: Checkpoint,
+    out: Path,
+    origin: Mapping[str, Any],
+    progress: Progress,
+    files: Mapping[str, str] | None = None,
 ) -> tuple[Checkpoint, bool]:
     """What was written, read back; and whether it was there already."""
     from fusion_bench.checkpoint.open import open_checkpoint
@@ -132,6 +156,7 @@ def _save(
             origin=origin,
             overwrite=plan.job.overwrite,
             card=model_card(plan),
+            extra_files=files or None,
         )
     if saved.how == "complete":
         print(f"{out}: complete, written by this command before; nothing to do", file=sys.stderr)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fusion_bench.cli.adapters import adapter_lines, adapter_values
-from fusion_bench.cli.data_use import data_line, data_values, facts_of
+from fusion_bench.cli.data_use import data_line, data_values, facts_of, files_read
 from fusion_bench.cli.job import Job, canonical, place, shard_bytes, size_bytes
 from fusion_bench.cli.preflight import forecast
 from fusion_bench.errors import ConfigError
@@ -178,6 +178,7 @@ class Plan:
                 "files": files,
                 **adapter_values(self.job),
                 **data_values(self),
+                **files_read(self.method.plain()),
             }
         )
         return found

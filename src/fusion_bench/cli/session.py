@@ -52,6 +52,11 @@ class Session:
             self._taskpools[task_key] = open_taskpool(job.taskpool)
         taskpool = self._taskpools[task_key]
         check_fit(method, pool)
+        if job.unseen and getattr(method, "per_task", False):
+            raise ConfigError(
+                f"unseen={list(job.unseen)}: method={method.key()} makes one model a task, and there is none for a "
+                "task that was not fused. Take a method that makes one model."
+            )
         check_device(job.device)
         plan = Plan(job, tuple(overrides), method, pool, taskpool, pool_key, task_key)
         if method.reads_models or plan.references:
@@ -124,7 +129,7 @@ class Session:
         # Counting parameters reads no tensor, so a merge that is neither saved nor evaluated is not carried out.
         computed = place(job.save_model) is not None or asked(job) or bool(plan.taskpool.tasks)
         if place(job.save_model) is not None:
-            outcome = merged.saved(plan, progress)
+            outcome = merged.saved(plan, progress, found.record if found else None)
             seconds["save_model"] = round(time.perf_counter() - started, 3)
         began = time.perf_counter()
         results = outcome.evaluated(plan, progress)
@@ -138,7 +143,8 @@ class Session:
         info = results.pop("model_info", None) or model_info(outcome.any)
         run["remarks"] = [*(found.remarks if found else ()), *(_remarks(merged, outcome) if computed else [])]
         if plan.data_facts:
-            run["fit"] = {"data": plan.data_facts, "declared": data_line(plan), **(found.record if found else {})}
+            learnt = found.record if found else Outcome.learnt(plan)
+            run["fit"] = {"data": plan.data_facts, "declared": data_line(plan), **learnt}
         results.update(split_averages(job, results))
         return schema.report(info, results, run)
 

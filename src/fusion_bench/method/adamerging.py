@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import time
+import zlib
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from fusion_bench.build import hyper
-from fusion_bench.errors import ConfigError
+from fusion_bench.errors import ConfigError, NonFiniteError, unknown
 from fusion_bench.fitting import Fitted, Fitting, TaskData
 from fusion_bench.method.adaptation_state import Diary
 from fusion_bench.method.adaptation_watch import Watch, restored
@@ -23,6 +25,10 @@ if TYPE_CHECKING:
     import torch
 
     from fusion_bench.method.adaptation import Learner
+
+
+# Part of the key of kept adaptations: to be raised by any change of what a step computes.
+_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,9 @@ class AdaMerging(FittedMethod):
     def tying(self) -> Literal["none", "block", "model"]:
         """Which tensors share coefficients: each its own, those of a block of layers, all."""
 
+    def looks_at(self, available: int) -> int:
+        return min(available, self.steps * self.batch_size)
+
     def preview(self) -> TensorMethod:
         return CoefficientMerge(others=(), kept=self.kept)
 
@@ -71,22 +80,32 @@ class AdaMerging(FittedMethod):
     def fit(self, inputs: Inputs, fitting: Fitting) -> Fitted:
         inputs = replace(inputs, dtype="F64" if _wide(inputs) else "F32")
         names = tuple(inputs.models)
-        start, given = self._initial(names)
+        start, given = self._initial(names, inputs.alignment.floating)
         merging = CoefficientMerge(coefficients=given, others=start, kept=self.kept)
         if self.steps == 0:
             return Fitted(merging, {"coefficients": self._plain(names, given, start), "steps": 0})
         began = time.perf_counter()
         learner, watch, diary = self._prepared(inputs, fitting, merging)
+        found = learner.count
+        whole = _state(learner, watch)
         with fitting.progress.bar("adapting", self.steps, "steps") as advance:
             advance(learner.count)
-            while learner.count < self.steps:
-                self._step(learner, watch, fitting, names)
-                advance(1)
-                diary.keep(_state(learner, watch, self.steps), now=learner.count == self.steps)
+            try:
+                while learner.count < self.steps:
+                    self._step(learner, watch, fitting, names)
+                    advance(1)
+                    if diary.file is not None:
+                        whole = _state(learner, watch)
+                        diary.keep(whole, now=learner.count == self.steps)
+            except KeyboardInterrupt:
+                # The step that was cut off is not part of it.
+                diary.keep(whole, now=True)
+                raise
         learnt = {name: tuple(learner.coefficients(name)) for name in learner.rows}
         record = {
             "coefficients": self._plain(names, learnt, start),
             "steps": self.steps,
+            "steps_found": found,
             "seconds": round(time.perf_counter() - began, 3),
             "range": [min(map(min, learnt.values())), max(map(max, learnt.values()))],
             **watch.record(),
@@ -99,8 +118,14 @@ class AdaMerging(FittedMethod):
         for name in names:
             data = fitting.tasks[name]
             batch = data.batch_at(learner.count, self.batch_size, fitting.seed)
-            logits = _chosen(data.logits(learner.module, batch), data, self.vocabulary)
+            with _drawing(self.train_mode, fitting.seed, learner.count, name):
+                logits = _chosen(data.logits(learner.module, batch), data, self.vocabulary)
             loss: Any = self._loss(logits)
+            if not loss.isfinite():
+                raise NonFiniteError(
+                    f"adapting, step {learner.count + 1}: the entropy on the data of {name!r} is NaN or infinite. "
+                    "Check the data and the models, or take a smaller method.lr."
+                )
             loss.backward()
             watch.note(learner.count, name, float(loss.detach()), logits.argmax(-1).tolist())
         learner.step()
@@ -118,8 +143,9 @@ class AdaMerging(FittedMethod):
 
         names = tuple(inputs.models)
         watch = Watch(names, self.steps, self.batch_size)
-        told = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("steps", "init")}
+        told = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "init"}
         content = {
+            "version": _VERSION,
             "method": self.key(),
             "fields": told,
             "start": [merging.others, {k: list(v) for k, v in merging.coefficients.items()}],
@@ -132,24 +158,32 @@ class AdaMerging(FittedMethod):
         surveyed = MergedCheckpoint(merging, inputs)
         merging = replace(merging, trim=surveyed.prepare())
         learner = learner_of(merging, inputs, fitting.load, self.tying(), self.lr, self.normalize, self.clamp_weights)
-        found = diary.read(self.steps)
+        found = diary.read()
         if found is not None:
             learner.restore(found["learner"])
             restored(watch, found["watch"])
         learner.module.train(self.train_mode)
         return learner, watch, diary
 
-    def _initial(self, names: tuple[str, ...]) -> tuple[tuple[float, ...], dict[str, Any]]:
+    def _initial(self, names: tuple[str, ...], tensors: Sequence[str]) -> tuple[tuple[float, ...], dict[str, Any]]:
         """The coefficients of tensors that are not named, and those that a file gives, by tensor."""
         if not isinstance(self.init, str):
             return self._shares((float(self.init),) * len(names)), {}
         found = _saved(Path(self.init).expanduser())
-        order = list(found["models"])
+        order = found["models"]
         absent = [name for name in names if name not in order]
         if absent:
             raise ConfigError(
                 f"method.init={self.init}: holds coefficients for {', '.join(order)}, and none for {', '.join(absent)}."
             )
+        if self.tying() == "model" and found["by_tensor"]:
+            raise ConfigError(
+                f"method.init={self.init}: holds coefficients for single tensors, and here all tensors share theirs. "
+                "Take method=layer_wise_adamerging."
+            )
+        strange = [name for name in found["by_tensor"] if name not in tensors]
+        if strange:
+            raise ConfigError(f"method.init={self.init}: {unknown('tensor', strange[0], tensors[:20])}")
         places = [order.index(name) for name in names]
         rows = {name: self._shares([row[place] for place in places]) for name, row in found["by_tensor"].items()}
         return self._shares([found["others"][place] for place in places]), rows
@@ -169,6 +203,19 @@ class AdaMerging(FittedMethod):
         return {"models": list(names), "others": list(others), "by_tensor": by_tensor}
 
 
+@contextmanager
+def _drawing(random: bool, seed: int, step: int, task: str) -> Iterator[None]:
+    """Dropout inside draws by seed, step and task alone, and the caller's generators stay as they are."""
+    import torch
+
+    if not random:
+        yield
+        return
+    with torch.random.fork_rng():
+        torch.manual_seed(zlib.crc32(f"{seed}/{step}/{task}".encode()))
+        yield
+
+
 def _chosen(logits: torch.Tensor, data: TaskData, vocabulary: str) -> torch.Tensor:
     if vocabulary == "labels" and data.label_outputs is not None:
         return logits[:, list(data.label_outputs)]
@@ -180,8 +227,8 @@ def _wide(inputs: Inputs) -> bool:
     return any(member.info(name).dtype == "F64" for member in members for name in inputs.alignment.floating)
 
 
-def _state(learner: Learner, watch: Watch, steps: int) -> dict[str, Any]:
-    return {"count": learner.count, "planned": steps, "learner": learner.state(), "watch": watch.state()}
+def _state(learner: Learner, watch: Watch) -> dict[str, Any]:
+    return {"learner": learner.state(), "watch": watch.state()}
 
 
 def _saved(file: Path) -> dict[str, Any]:
@@ -192,9 +239,25 @@ def _saved(file: Path) -> dict[str, Any]:
         raise ConfigError(f"method.init={file}: cannot be read as JSON ({fault}). Give a number or a report.") from None
     if isinstance(found, dict) and "run" in found:
         found = found["run"].get("fit", {}).get("coefficients")
-    if not isinstance(found, dict) or not {"models", "others", "by_tensor"} <= set(found):
+    if not _well_formed(found):
         raise ConfigError(
             f"method.init={file}: holds no coefficients. Give the report of a run of AdaMerging, or a file with its "
             "run.fit.coefficients."
         )
-    return found
+    kept: dict[str, Any] = found
+    return kept
+
+
+def _well_formed(found: Any) -> bool:
+    """Whether `found` is ``{"models": names, "others": a number each, "by_tensor": {name: a number each}}``."""
+    if not isinstance(found, dict) or not isinstance(found.get("models"), list):
+        return False
+    rows = found.get("by_tensor")
+    if not isinstance(rows, dict):
+        return False
+    return all(
+        isinstance(row, list)
+        and len(row) == len(found["models"])
+        and all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in row)
+        for row in [found.get("others"), *rows.values()]
+    )

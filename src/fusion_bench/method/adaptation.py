@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from fusion_bench.errors import NonFiniteError
 from fusion_bench.fitting import stored_names
 from fusion_bench.method.base import Granularity, Inputs, Slot
 from fusion_bench.method.budget import FIXED
@@ -166,7 +167,7 @@ class Learner:
 
         held = self.places[slot.name].grad
         assert held is not None
-        part = held.detach().reshape(-1)[slot.start : slot.stop]
+        part = held.detach().view(-1)[slot.start : slot.stop]
         found = []
         for delta in deltas:
             part = part.to(delta.device, delta.dtype)
@@ -174,14 +175,20 @@ class Learner:
         return torch.tensor(found, dtype=torch.float64)
 
     def _move(self, row: int, gradient: torch.Tensor) -> None:
+        if not gradient.isfinite().all():
+            raise NonFiniteError(
+                f"adapting, step {self.count}: the gradient of the coefficients is NaN or infinite. Take a smaller "
+                "method.lr, or look for extreme values in the data."
+            )
         self.descent.step(row, self.back(self.descent.values[row], gradient), self.count)
         self.settle(self.descent.values[row])
 
     def _write(self, slot: Slot, merged: torch.Tensor) -> None:
         parameter = self.places[slot.name]
-        parameter.detach().reshape(-1)[slot.start : slot.stop].copy_(merged)
+        parameter.detach().view(-1)[slot.start : slot.stop].copy_(merged)
         if parameter.grad is not None:
-            parameter.grad.reshape(-1)[slot.start : slot.stop].zero_()
+            # The gradient of a contiguous parameter is laid out like it.
+            parameter.grad.view(-1)[slot.start : slot.stop].zero_()
 
 
 def learner_of(
@@ -206,6 +213,8 @@ def learner_of(
     for name, parameter in module.named_parameters():
         stored = names_of[name]
         if stored in floating:
+            # Slices are written through flat views.
+            parameter.data = parameter.data.contiguous()
             parameter.requires_grad_(True)
             places[stored] = parameter
     names = [name for name in inputs.alignment.floating if name in places]

@@ -7,6 +7,7 @@ import json
 import os
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,8 @@ _INTERVAL = 20.0
 class Diary:
     """Keeps the state of an adaptation in one file, replaced whole every `_INTERVAL` seconds and at the end.
 
-    `content` is everything that decides the numbers, the number of steps apart: its digest names the file, so a longer
-    adaptation continues a shorter one. A folder that cannot be written to costs the resuming, nothing else.
+    `content` is everything that decides the numbers: its digest names the file. A file that is not as it was written
+    counts as none. A folder that cannot be written to costs the resuming, nothing else.
     """
 
     content: Mapping[str, Any]
@@ -34,23 +35,27 @@ class Diary:
         text = json.dumps(self.content, sort_keys=True, default=str)
         return self.folder / "adaptations" / f"{hashlib.sha256(text.encode()).hexdigest()[:40]}.json"
 
-    def read(self, steps: int) -> dict[str, Any] | None:
-        """The state that was kept, unless there is none or it went beyond `steps`."""
+    def read(self) -> dict[str, Any] | None:
+        """The state that was kept; None where there is none."""
+        from fusion_bench.checkpoint.sealed import unsealed
+
         try:
-            state: dict[str, Any] = json.loads(self.file.read_text()) if self.file else {}
+            return unsealed(self.file) if self.file else None
         except (OSError, ValueError):
             return None
-        return state if state and int(state["count"]) <= steps and state["planned"] == steps else None
 
     def keep(self, state: Mapping[str, Any], now: bool = False) -> None:
         """Writes the state where enough time has passed, or `now`."""
         if self.file is None or (not now and time.monotonic() - self._kept < _INTERVAL):
             return
         self._kept = time.monotonic()
+        from fusion_bench.checkpoint.sealed import sealed
+
         draft = self.file.with_name(f".{self.file.name}.{os.getpid()}")
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            draft.write_text(json.dumps(state))
+            draft.write_bytes(sealed(state))
             draft.replace(self.file)
         except OSError:
-            draft.unlink(missing_ok=True)
+            with suppress(OSError):
+                draft.unlink(missing_ok=True)

@@ -44,8 +44,9 @@ class Watch:
             self.last[task] += predictions
 
     def state(self) -> dict[str, Any]:
-        """Everything noted, ready for JSON."""
-        return {"entropies": self.entropies, "first": self.first, "last": self.last}
+        """Everything noted so far, ready for JSON; what is noted later does not change it."""
+        parts: dict[str, Any] = {"entropies": self.entropies, "first": self.first, "last": self.last}
+        return {key: {task: list(values) for task, values in part.items()} for key, part in parts.items()}
 
     def record(self) -> dict[str, Any]:
         """Curves with at most a hundred points a task, and the spread of predictions before and after."""

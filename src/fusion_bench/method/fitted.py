@@ -33,6 +33,10 @@ class FittedMethod(ModelFusionAlgorithm):
     def preview(self) -> TensorMethod:
         """A method of the kind that `fit` returns, with nothing learnt yet: for forecasts of memory and time."""
 
+    @abstractmethod
+    def looks_at(self, available: int) -> int:
+        """How many of a task's examples are looked at; 0 where these hyperparameters need none."""
+
     def fuse(self, inputs: Inputs) -> Fused:
         raise ConfigError(
             f"method={self.key()} looks at data, and none was given. On the command line choose a taskpool that has "

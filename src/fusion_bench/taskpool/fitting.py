@@ -33,11 +33,16 @@ def split_of(use: Use, protocol: Protocol, reported: str, asked: str | None, spl
             f"taskpool.split={reported}: it is reported, and there is no other split to look at ({', '.join(splits)})."
         )
     if chosen == reported and protocol == "disjoint":
-        raise ConfigError(
-            f"taskpool.fit_split={chosen}: the split that is reported, too. Take another one, or say protocol=paper, "
-            "which the report will state."
-        )
+        raise ConfigError(refusal(chosen))
     return chosen
+
+
+def refusal(split: str) -> str:
+    """What is said where the disjoint protocol would look at the reported split."""
+    return (
+        f"taskpool.fit_split={split}: the split that is reported, too. Take another one, or say protocol=paper, which "
+        "the report will state."
+    )
 
 
 class FittingSource(ABC):

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from fusion_bench.checkpoint.open import open_checkpoint
@@ -86,7 +87,8 @@ class TextHeads:
             save_file({"weight": made}, draft)
             draft.replace(file)
         except OSError:
-            draft.unlink(missing_ok=True)
+            with suppress(OSError):
+                draft.unlink(missing_ok=True)
         return made
 
     def _made(self, classes: Sequence[str], templates: Sequence[str]) -> torch.Tensor:

@@ -13,7 +13,7 @@ from fusion_bench.errors import CheckpointError, ConfigError, DataError, UserErr
 from fusion_bench.fitting import Protocol, TaskData, Use
 from fusion_bench.progress import Progress
 from fusion_bench.taskpool import examples as data
-from fusion_bench.taskpool import fitting, templates
+from fusion_bench.taskpool import fitting, glue_data, templates
 from fusion_bench.taskpool import metrics as scores
 from fusion_bench.taskpool import tokenizer as tokenizer_files
 from fusion_bench.taskpool.answer_cache import AnswerCache, NoCache, prompt_digest
@@ -165,9 +165,7 @@ class GlueTextGeneration(TaskPool, FittingSource):
         }
 
     def fitting_facts(self, use: Use, names: Sequence[str], protocol: Protocol) -> dict[str, dict[str, Any]]:
-        chosen = fitting.split_of(
-            use, protocol, self._reported, self.fit_split, ("train", "validation") if self._generated else ("train",)
-        )
+        chosen = self._looked_at(use, protocol)
         facts: dict[str, dict[str, Any]] = {}
         faults: list[str] = []
         for name in names:
@@ -176,7 +174,13 @@ class GlueTextGeneration(TaskPool, FittingSource):
             except UserError as fault:
                 faults.append(str(fault))
                 continue
-            facts[name] = {**found.origin.as_dict(), "examples": len(found), "reported": chosen == self._reported}
+            facts[name] = {
+                **found.origin.as_dict(),
+                "examples": len(found),
+                "reported": self._is_reported(name, chosen),
+            }
+            if use == "select" and self.limit is not None:
+                facts[name]["examples"] = min(self.limit, len(found))
             if use == "train":
                 facts[name]["teacher_forcing"] = True
         if faults:
@@ -218,14 +222,21 @@ class GlueTextGeneration(TaskPool, FittingSource):
         }
 
     def held_out(self, protocol: Protocol) -> TaskPool:
-        chosen = fitting.split_of(
-            "select",
-            protocol,
-            self._reported,
-            self.fit_split,
-            ("train", "validation") if self._generated else ("train",),
-        )
+        chosen = self._looked_at("select", protocol)
         return replace(self, split=chosen, references=False)
+
+    def _looked_at(self, use: Use, protocol: Protocol) -> str:
+        """The split that `fitting_facts` speaks of. MNLI calls its validation split by another name."""
+        splits = ("train", "validation") if self._generated else ("train",)
+        chosen = fitting.split_of(use, protocol, self._reported, self.fit_split, splits)
+        if protocol == "disjoint" and any(self._is_reported(task, chosen) for task in self.tasks):
+            raise ConfigError(fitting.refusal(chosen))
+        return chosen
+
+    def _is_reported(self, task: str, split: str) -> bool:
+        if self._generated:
+            return split == self._reported
+        return glue_data.split_name(task, split) == glue_data.split_name(task, self._reported)
 
     @property
     def _generated(self) -> bool:

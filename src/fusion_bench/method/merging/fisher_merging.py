@@ -68,6 +68,9 @@ class FisherMerging(FittedMethod):
 
         check_patterns(self.exclude, alignment)
 
+    def looks_at(self, available: int) -> int:
+        return min(available, self.examples)
+
     def preview(self) -> TensorMethod:
         from fusion_bench.method.fisher_weighted import FisherWeighted
 

@@ -41,6 +41,9 @@ class GreedySoup(FittedMethod):
         "score", "the order in which models are tried: by held-out score, or the pool's"
     )
 
+    def looks_at(self, available: int) -> int:
+        return available
+
     def preview(self) -> TensorMethod:
         return averaging(())
 

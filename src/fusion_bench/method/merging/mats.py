@@ -88,6 +88,11 @@ class Mats(FittedMethod):
                 f"such as {faults[0]}. Give a model of the same architecture."
             )
 
+    def looks_at(self, available: int) -> int:
+        if self.metric == "identity":
+            return 0
+        return min(available, self.examples)
+
     def preview(self) -> TensorMethod:
         from fusion_bench.method.fisher_weighted import FisherWeighted
         from fusion_bench.method.solved_regression import SolvedRegression

@@ -35,6 +35,9 @@ class Regmean(FittedMethod):
     batch_size: int = hyper(16, "examples that run at once", low=1)
     count_padding: bool = hyper(False, "take padding for tokens, as the original code does")
 
+    def looks_at(self, available: int) -> int:
+        return min(available, self.examples)
+
     def preview(self) -> TensorMethod:
         from fusion_bench.method.solved_regression import SolvedRegression
 
