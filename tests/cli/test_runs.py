@@ -242,3 +242,20 @@ def test_configs_that_differ_are_said(command: Callable[..., Any], pool: Path, t
     assert "'b'" in remark
     assert "layer_norm_epsilon (0.5, not 1e-06)" in remark
     assert remark in ran.err
+
+
+def test_each_run_of_a_sweep_is_set_against_its_own_base(command: Callable[..., Any]) -> None:
+    """Conditions that are swept have references of their own, and marks are set by them."""
+    pytest.importorskip("sklearn")
+    pytest.importorskip("PIL")
+    ran = command(
+        "-m", "method=simple_average", "modelpool=mini-clip_vision", "taskpool=mini-clip_vision", "threads=1",
+        "taskpool.split=validation", "taskpool.limit=40", "taskpool.select=[digits]", "modelpool.select=[digits]",
+        "taskpool.references=true", "taskpool.corruption=null,contrast", "progress=false",
+    )  # fmt: skip
+    assert ran.status == 0, ran.err
+    assert "base (taskpool.corruption=null)" in ran.out
+    assert "individual (taskpool.corruption=contrast)" in ran.out
+    # Contrast takes most of the score away from the base as well: that is no negative transfer.
+    [line] = [line for line in ran.out.splitlines() if line.split()[:1] == ["taskpool.corruption=contrast"]]
+    assert "↓" not in line

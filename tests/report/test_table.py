@@ -41,7 +41,7 @@ def test_headings_and_scores() -> None:
 def test_negative_transfer_is_marked() -> None:
     worse = results(0.7)
     worse["rte"] = {"accuracy": 0.5, "n": 640}
-    lines = printed([Row("base", results(0.6), reference=True), Row("merged", worse)])
+    lines = printed([Row("base", results(0.6), reference=True), Row("merged", worse, base=results(0.6))])
     assert lines[3].split()[1:9] == ["70.0", "70.0", "70.0", "70.0", "70.0", "50.0↓", "70.0", "70.0"]
     assert lines[-1] == "↓ below the base"
 

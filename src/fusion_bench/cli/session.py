@@ -22,6 +22,7 @@ from fusion_bench.method.base import ModelFusionAlgorithm
 from fusion_bench.modelpool import open_modelpool
 from fusion_bench.progress import Progress
 from fusion_bench.report import outputs, schema
+from fusion_bench.report.table import Row
 from fusion_bench.taskpool.model_info import model_info
 
 if TYPE_CHECKING:
@@ -196,12 +197,12 @@ class Session:
         }
 
     def _print(self, plans: Sequence[Plan], reports: Sequence[dict[str, Any]]) -> None:
-        from fusion_bench.report.table import Row, print_table
+        from fusion_bench.report.table import print_table
 
-        rows: list[Row] = []
-        for references in {id(r["run"].get("references")): r["run"].get("references") for r in reports}.values():
-            rows += [Row(label, results, reference=True) for label, results in (references or {}).items()]
-        rows += [Row(plan.label, report) for plan, report in zip(plans, reports, strict=True)]
+        rows = reference_rows(plans, reports)
+        for plan, report in zip(plans, reports, strict=True):
+            known = report["run"].get("references") or {}
+            rows.append(Row(plan.label, report, base=known.get("base")))
         if any(schema.tasks(report) for report in reports):
             print_table(rows)
             for plan, report in zip(plans, reports, strict=True):
@@ -214,6 +215,21 @@ class Session:
                 print({"model_info": report["model_info"]})
                 for remark in report["run"]["remarks"]:
                     print(remark, file=sys.stderr)
+
+
+def reference_rows(plans: Sequence[Plan], reports: Sequence[dict[str, Any]]) -> list[Row]:
+    """Base and experts once for each set of conditions; where there are several, labelled by what tells them apart."""
+    groups: dict[int, list[tuple[Plan, Mapping[str, Any]]]] = {}
+    for plan, report in zip(plans, reports, strict=True):
+        references = report["run"].get("references")
+        if references:
+            groups.setdefault(id(references), []).append((plan, references))
+    rows = []
+    for members in groups.values():
+        shared = set.intersection(*[set(plan.overrides) for plan, _ in members])
+        told = f" ({' '.join(sorted(shared))})" if len(groups) > 1 and shared else ""
+        rows += [Row(f"{label}{told}", results, reference=True) for label, results in members[0][1].items()]
+    return rows
 
 
 def _remarks(merged: Outcome, outcome: Outcome) -> list[str]:

@@ -12,11 +12,15 @@ from fusion_bench.report.schema import average, primary, tasks
 
 @dataclass(frozen=True)
 class Row:
-    """One line: a label, and results by task (only some tasks where others were not evaluated)."""
+    """One line: a label, and results by task (only some tasks where others were not evaluated).
+
+    `base`: the base's results under the same conditions, which marks are set against; None where it was not measured.
+    """
 
     label: str
     results: Mapping[str, Any]
     reference: bool = False
+    base: Mapping[str, Any] | None = None
 
 
 def print_table(rows: Sequence[Row], title: str = "", stream: IO[str] | None = None) -> None:
@@ -33,14 +37,13 @@ def print_table(rows: Sequence[Row], title: str = "", stream: IO[str] | None = N
     columns = list(dict.fromkeys(task for row in rows for task in tasks(row.results)))
     if not columns:
         return
-    base = _base(rows)
     table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
     table.add_column("", no_wrap=True)
     parts = [key for key in ("seen_average", "unseen_average") if any(key in row.results for row in rows)]
     for column in [*columns, "average", *(key.removesuffix("_average") for key in parts)]:
         table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
-        cells = [_cell(row, column, base) for column in columns]
+        cells = [_cell(row, column) for column in columns]
         means = [f"{100 * row.results[key]:.1f}" if key in row.results else "" for key in parts]
         table.add_row(row.label, *cells, _average(row, columns), *means, end_section=row is rows[-1])
     if any("majority" in row.results.get(column, {}) for row in rows for column in columns):
@@ -71,16 +74,12 @@ def remarks(rows: Sequence[Row]) -> list[str]:
         if collapsed:
             lines.append(f"{row.label}: all answers fall into one class: {', '.join(collapsed)}")
         lines += [f"{row.label}: {task} failed: {r['error']}" for task, r in results.items() if "error" in r]
-    if any("↓" in _cell(row, task, _base(rows)) for row in rows for task in tasks(row.results)):
+    if any("↓" in _cell(row, task) for row in rows for task in tasks(row.results)):
         lines.append("↓ below the base")
     return lines
 
 
-def _base(rows: Sequence[Row]) -> Row | None:
-    return next((row for row in rows if row.reference and row.label == "base"), None)
-
-
-def _cell(row: Row, task: str, base: Row | None) -> str:
+def _cell(row: Row, task: str) -> str:
     result = row.results.get(task)
     if result is None:
         return ""
@@ -88,7 +87,7 @@ def _cell(row: Row, task: str, base: Row | None) -> str:
     if score is None:
         return "failed"
     text = f"{100 * score:.1f}"
-    before = primary(base.results.get(task, {})) if base is not None and not row.reference else None
+    before = primary(row.base.get(task, {})) if row.base is not None and not row.reference else None
     # Negative transfer: below the pre-trained model.
     return f"{text}↓" if before is not None and score < before - 1e-12 else text
 
