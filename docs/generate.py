@@ -158,7 +158,7 @@ _ENVIRONMENT = """## Environment
 | variable | meaning |
 | --- | --- |
 | `FUSION_BENCH_DATA` | folder of `glue/` and image data sets, used where `taskpool.data_dir` is not set |
-| `FUSION_BENCH_CACHE` | folder in which answers, statistics and adaptations are kept; else `fusion_bench` in the user's cache folder |
+| `FUSION_BENCH_CACHE` | folder of answers, statistics and adaptations; else `fusion_bench` in the user's cache folder |
 | `FUSION_BENCH_TRACEBACK` | set to anything: errors show where they came from, as `--traceback` does |
 | `HF_HOME`, `HF_HUB_CACHE` | where the client of the Hub keeps models and data |
 | `HF_HUB_OFFLINE` | `1`: use that cache alone, ask no network |

@@ -44,7 +44,16 @@ ALLOWED: dict[str, set[str]] = {
     "adapter": {"errors", "build", "checkpoint", "family", "method", "ops", "parallel", "progress", "settings", "api"},
     "api": {"errors", "checkpoint", "family", "method", "modelpool", "progress", "settings", "fit", "fitting"},
     "fit": {
-        "errors", "checkpoint", "family", "method", "modelpool", "progress", "settings", "fitting", "taskpool", "api",
+        "errors",
+        "checkpoint",
+        "family",
+        "method",
+        "modelpool",
+        "progress",
+        "settings",
+        "fitting",
+        "taskpool",
+        "api",
         "parallel",
     },
 }
